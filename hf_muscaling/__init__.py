@@ -1,0 +1,62 @@
+"""hf_muscaling: μP variants of Hugging Face models, and scaling laws that predict a large model before it is trained.
+
+The two halves are independent: laws never import torch, μP never imports a law. Names are imported on first use.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+__version__ = "0.1.0"
+
+_HOME = {
+    "models": (
+        "MuGPT2Config",
+        "MuGPT2LMHeadModel",
+        "MuGPT2Model",
+        "MuLlamaConfig",
+        "MuLlamaForCausalLM",
+        "MuLlamaModel",
+        "MuReadout",
+    ),
+    "optim": ("MuAdamW", "MuSGD", "mu_param_groups"),
+    "counting": ("count_parameters", "training_flops"),
+    "trainer": ("MuTrainer", "MuTrainingArguments"),
+    "series": ("train_series",),
+    "runs": ("Run", "Series"),
+    "laws": ("PowerLaw", "ScalingLaw"),
+    "data": ("DataConfig", "prepare_data"),
+}
+_MODULE_OF = {name: module for module, names in _HOME.items() for name in names}
+
+__all__ = ["__version__", *sorted(_MODULE_OF)]
+
+
+def __getattr__(name: str) -> Any:
+    if name in _MODULE_OF:
+        value = getattr(import_module(f"{__name__}.{_MODULE_OF[name]}"), name)
+        globals()[name] = value
+        return value
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted(set(globals()) | set(__all__))
+
+
+if TYPE_CHECKING:
+    from hf_muscaling.counting import count_parameters, training_flops
+    from hf_muscaling.data import DataConfig, prepare_data
+    from hf_muscaling.laws import PowerLaw, ScalingLaw
+    from hf_muscaling.models import (
+        MuGPT2Config,
+        MuGPT2LMHeadModel,
+        MuGPT2Model,
+        MuLlamaConfig,
+        MuLlamaForCausalLM,
+        MuLlamaModel,
+        MuReadout,
+    )
+    from hf_muscaling.optim import MuAdamW, MuSGD, mu_param_groups
+    from hf_muscaling.runs import Run, Series
+    from hf_muscaling.series import train_series
+    from hf_muscaling.trainer import MuTrainer, MuTrainingArguments

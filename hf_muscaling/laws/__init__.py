@@ -1,0 +1,6 @@
+"""Scaling laws: fitted to tables of runs, with intervals; NumPy and SciPy only, never torch."""
+
+from .base import Evaluation, ExtrapolationWarning, IdentificationWarning, Prediction, ScalingLaw
+from .power import PowerLaw
+
+__all__ = ["Evaluation", "ExtrapolationWarning", "IdentificationWarning", "PowerLaw", "Prediction", "ScalingLaw"]

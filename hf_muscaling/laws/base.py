@@ -1,0 +1,280 @@
+"""What every scaling law shares: fit → predict with an interval → evaluate → summary → JSON.
+
+A law is a small class. Its `loss` is a plain static function whose argument names say what is what: the names in `VARIABLES` are
+columns of the table, the others are the parameters to estimate. It adds `_estimate` (parameters from columns) and `_interval`.
+"""
+
+from __future__ import annotations
+
+import inspect
+import os
+import warnings
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, ClassVar
+
+import numpy as np
+
+from ..errors import ConfigurationError, FitError
+from . import store
+from .fitting import check_objective
+from .table import MEANING, read_table
+
+VARIABLES = ("N", "D", "S", "B", "C")
+FAR = 10.0  #: times beyond the fitted range past which `predict` warns
+
+
+class IdentificationWarning(UserWarning):
+    """The runs do not determine a parameter: another value fits them as well."""
+
+
+class ExtrapolationWarning(UserWarning):
+    """A prediction lies far outside the fitted range."""
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """A predicted loss and its interval, in nats per token; scalars or arrays, as the variables were given.
+
+    `low` and `high` bound the measured loss of one new run at confidence `level`. `extrapolation` says how many times beyond the largest fitted
+    value the point lies (below 1: inside); with several variables it is the largest of the factors in `beyond`.
+    """
+
+    loss: float | np.ndarray
+    low: float | np.ndarray
+    high: float | np.ndarray
+    level: float
+    extrapolation: float | np.ndarray
+    beyond: Mapping[str, float | np.ndarray] = field(default_factory=dict)
+    at: Mapping[str, float | np.ndarray] = field(default_factory=dict)
+
+    def __str__(self) -> str:
+        shape = np.broadcast_shapes(np.shape(self.loss), *(np.shape(v) for v in self.at.values()))
+        lines = []
+        for i in np.ndindex(*shape):
+            def pick(value: float | np.ndarray, i: tuple[int, ...] = i) -> float:
+                return float(np.broadcast_to(value, shape)[i])
+            place = ", ".join(f"{name} = {pick(value):.4g}" for name, value in self.at.items())
+            far = ", ".join(f"{pick(value):.3g} × the largest fitted {name}" for name, value in self.beyond.items())
+            lines.append(f"{place}: loss {pick(self.loss):.4f} nats per token, {100 * self.level:g} % interval "
+                         f"[{pick(self.low):.4f}, {pick(self.high):.4f}], {far}")
+        return "\n".join(lines)
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """How a law did on runs: `are` mean |L_fit - L| / L, `errors` signed per row, `coverage` the share inside the interval."""
+
+    are: float
+    coverage: float
+    level: float
+    errors: np.ndarray
+    prediction: Prediction
+
+    def __str__(self) -> str:
+        n, worst = len(self.errors), float(np.max(np.abs(self.errors)))
+        return (f"ARE {100 * self.are:.2f} % over {n} run{'s' * (n > 1)} (worst {100 * worst:.2f} %), "
+                f"{100 * self.coverage:.0f} % inside the {100 * self.level:g} % interval")
+
+
+class ScalingLaw:
+    """Base of the laws; see `PowerLaw` for one.
+
+    After `fit`: `params_` (dict, the paper's letters), `objective_value_`, `range_` ({variable: (smallest, largest)}), `n_runs_`.
+    """
+
+    objectives: ClassVar[tuple[str, ...]] = ()
+    equation: ClassVar[str] = ""
+    bounds: ClassVar[dict[str, tuple[float, float]]] = {}
+    params_: dict[str, float]
+    objective_value_: float
+    range_: dict[str, tuple[float, float]]
+
+    def __init__(self, objective: str):
+        self.objective = check_objective(objective, self.objectives)
+
+    # -- what a law supplies -------------------------------------------------------------------------------------------
+
+    @staticmethod
+    def loss(*args: Any) -> Any:
+        """The law itself, a plain function of variables and parameters."""
+        raise NotImplementedError
+
+    def _estimate(self, columns: dict[str, np.ndarray]) -> tuple[dict[str, float], float]:
+        """Parameters and objective from validated columns."""
+        raise NotImplementedError
+
+    def _score(self, columns: dict[str, np.ndarray], params: dict[str, float]) -> float:
+        """The objective of given parameters on given columns."""
+        raise NotImplementedError
+
+    def _interval(self, at: dict[str, np.ndarray], level: float) -> tuple[np.ndarray, np.ndarray]:
+        """Bounds of the loss of a new run at each (flat) point."""
+        raise NotImplementedError
+
+    def settings(self) -> dict[str, Any]:
+        """The constructor's arguments, as stored in JSON."""
+        return {"objective": self.objective}
+
+    # -- names ---------------------------------------------------------------------------------------------------------
+
+    @property
+    def variables(self) -> tuple[str, ...]:
+        """Names of the variables of `loss`, as `predict` takes them."""
+        return tuple(n for n in inspect.signature(self.loss).parameters if n in VARIABLES)
+
+    @property
+    def parameters(self) -> tuple[str, ...]:
+        """Names of the parameters of `loss`, the paper's letters."""
+        return tuple(n for n in inspect.signature(self.loss).parameters if n not in VARIABLES)
+
+    @property
+    def columns(self) -> dict[str, str]:
+        """Variable → the column of the table that holds it."""
+        return {name: name for name in self.variables}
+
+    @property
+    def units(self) -> dict[str, str]:
+        """Units of the loss and of each variable."""
+        return {"loss": MEANING["loss"]} | {name: MEANING[column] for name, column in self.columns.items()}
+
+    # -- fit and use ---------------------------------------------------------------------------------------------------
+
+    def fit(self, table: Any) -> Any:
+        """Estimate the parameters from a table of runs and return self.
+
+        `table` holds one row per run: a `Series`, a pandas, pyarrow or datasets table, a dict of columns or a list of dicts, with a
+        column per variable and `loss` (nats per token); `weight` is used when present. Several runs of one size may differ in seed.
+
+        Raises `FitError` for a table the law cannot be fitted to; warns `IdentificationWarning` when a parameter stays open.
+        """
+        columns = self._read(table)
+        params, value = self._estimate(columns)
+        self._set(columns, params, value)
+        for message in self._weaknesses():
+            warnings.warn(message, IdentificationWarning, stacklevel=2)
+        return self
+
+    def predict(self, *, level: float = 0.9, **at: Any) -> Prediction:
+        """The loss of a run that was not trained, with an interval that holds it with probability `level`.
+
+        Variables are keywords (`N=7e9`), scalars or arrays that broadcast. Raises `ConfigurationError` for an unknown or missing
+        variable, a value that is not a positive number, or a level outside (0, 1); warns `ExtrapolationWarning` past 10 times the fitted range.
+        """
+        self._check_fitted()
+        if isinstance(level, (bool, str)) or not 0 < level < 1:
+            raise ConfigurationError(f"level={level!r} must lie between 0 and 1, for example 0.9.")
+        points = self._points(at)
+        shape = np.broadcast_shapes(*(v.shape for v in points.values()))
+        flat = {name: np.broadcast_to(v, shape).ravel() for name, v in points.items()}
+        loss = np.asarray(self.loss(*flat.values(), *self.params_.values()), float)
+        low, high = self._interval(flat, float(level))
+        low, high = np.minimum(low, loss), np.maximum(high, loss)
+        beyond = {name: flat[name] / self.range_[name][1] for name in flat}
+        factor = np.max(list(beyond.values()), axis=0)
+        self._warn_far(beyond)
+
+        def as_given(value: np.ndarray) -> float | np.ndarray:
+            return float(value[0]) if shape == () else value.reshape(shape)
+        return Prediction(as_given(loss), as_given(low), as_given(high), float(level), as_given(factor),
+                          {n: as_given(v) for n, v in beyond.items()}, {n: as_given(v) for n, v in flat.items()})
+
+    def evaluate(self, table: Any, level: float = 0.9) -> Evaluation:
+        """Predict every run of a table and compare: ARE = mean |L_fit - L| / L (Hitchhiker's Guide) and coverage of the interval."""
+        self._check_fitted()
+        columns = self._read(table)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", ExtrapolationWarning)
+            p = self.predict(level=level, **{name: columns[column] for name, column in self.columns.items()})
+        errors = p.loss / columns["loss"] - 1
+        inside = (columns["loss"] >= p.low) & (columns["loss"] <= p.high)
+        return Evaluation(float(np.mean(np.abs(errors))), float(np.mean(inside)), level, errors, p)
+
+    def summary(self) -> str:
+        """The fit in words: equation, parameters, what was minimised, range and residuals."""
+        self._check_fitted()
+        own = self.evaluate(self._columns)
+        lines = [f"{type(self).__name__}: {self.equation_text}", *(f"  {k} = {v:.6g}" for k, v in self.params_.items())]
+        lines += [f"  objective {self.objective}: {self.objective_value_:.6g}",
+                  f"  {self.n_runs_} runs, residuals: mean {100 * own.are:.2f} %, worst {100 * float(np.max(np.abs(own.errors))):.2f} %"]
+        lines += [f"  {n} from {lo:.4g} to {hi:.4g} ({self.units[n]})" for n, (lo, hi) in self.range_.items()]
+        lines += [f"  note: {message}" for message in self._weaknesses()]
+        return "\n".join(lines)
+
+    def plot(self, *args: Any, **options: Any) -> Any:
+        """Fit, band and shaded extrapolation; see `hf_muscaling.plotting.plot_law`."""
+        from ..plotting import plot_law
+
+        return plot_law(self, *args, **options)
+
+    # -- JSON ----------------------------------------------------------------------------------------------------------
+
+    def to_json(self, path: str | os.PathLike[str] | None = None) -> str:
+        """The fitted law as JSON text: parameters, units, range, objective and the rows fitted; written to `path` when given."""
+        self._check_fitted()
+        return store.write(self, path)
+
+    @classmethod
+    def from_json(cls, source: str | os.PathLike[str] | Mapping[str, Any]) -> Any:
+        """The law stored by `to_json`, from a path, the text or the parsed dict; predictions are the same to the last bit.
+
+        Raises `RecordError` when the text is not such a record, holds impossible values, or was edited by hand.
+        """
+        return store.read(cls, source)
+
+    # -- inside --------------------------------------------------------------------------------------------------------
+
+    @property
+    def equation_text(self) -> str:
+        """The equation, with this law's own variable."""
+        return self.equation
+
+    @property
+    def n_runs_(self) -> int:
+        """Number of rows fitted."""
+        return len(self._columns["loss"])
+
+    def _read(self, table: Any) -> dict[str, np.ndarray]:
+        columns = read_table(table, [*self.columns.values(), "loss"], ["weight"])
+        if "weight" in columns and not columns["weight"].all():
+            keep = columns["weight"] > 0
+            columns = {name: values[keep] for name, values in columns.items()}
+        return columns
+
+    def _set(self, columns: dict[str, np.ndarray], params: dict[str, float], value: float) -> None:
+        """Take over a fit; also how a stored one comes back."""
+        self._columns, self.params_, self.objective_value_ = columns, params, value
+        self.range_ = {n: (float(columns[c].min()), float(columns[c].max())) for n, c in self.columns.items()}
+
+    def _weaknesses(self) -> list[str]:
+        """What the runs leave open, one sentence each."""
+        return []
+
+    def _check_fitted(self) -> None:
+        if not hasattr(self, "params_"):
+            raise FitError(f"This {type(self).__name__} is not fitted yet. Call .fit(table) first, or load one with .from_json(path).")
+
+    def _points(self, at: Mapping[str, Any]) -> dict[str, np.ndarray]:
+        unknown, missing = set(at) - set(self.variables), [n for n in self.variables if n not in at]
+        if unknown or missing:
+            name = sorted(unknown)[0] if unknown else missing[0]
+            raise ConfigurationError(f"predict() {'does not know' if unknown else 'needs'} {name!r}: this law takes "
+                                     f"{', '.join(f'{n} ({self.units[n]})' for n in self.variables)}.")
+        points = {}
+        for name in self.variables:
+            try:
+                value = np.asarray(at[name])
+                number = value.astype(float) if value.dtype.kind in "iufO" else None
+            except (TypeError, ValueError):
+                number = None
+            if number is None or not (np.isfinite(number) & (number > 0)).all() or number.size == 0:
+                raise ConfigurationError(f"predict({name}=…) expects finite numbers > 0 ({self.units[name]}), found {str(at[name])[:60]!r}.")
+            points[name] = number
+        return points
+
+    def _warn_far(self, beyond: Mapping[str, np.ndarray]) -> None:
+        for name, factor in beyond.items():
+            if factor.max() > FAR:
+                warnings.warn(f"{name} lies {factor.max():.3g} times beyond the largest fitted {name} ({self.range_[name][1]:.4g}): at this distance the law's "
+                              "form matters more than its fit. Train a proxy closer to the target, or trust the interval and not the point.",
+                              ExtrapolationWarning, stacklevel=3)

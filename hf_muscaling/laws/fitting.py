@@ -1,0 +1,205 @@
+"""Global fits of `L = sum of power-law terms`, without start values.
+
+Every term is `exp(x·theta)` with known covariates x (1 or -log of a variable), so `log L` is a log-sum-exp of linear forms
+and gradient and Hessian of every objective are exact and short. Starts come from variable projection (linear fits over a grid of exponents),
+the end from a damped Newton method. All arrays carry a leading axis `m` of independent problems (grid points, resamples).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from ..errors import ConfigurationError
+
+OBJECTIVES = {
+    "huber": "sum of Huber(log L_fit - log L), delta 1e-3 (Hoffmann et al. 2022, Eq. 3)",
+    "least_squares": "sum of (L_fit - L)² in nats²",
+    "lad": "sum of |log L_fit - log L|, least absolute deviation",
+}
+DELTA = 1e-3
+_CONTINUATION = {"huber": (0.03, 0.005, DELTA), "least_squares": (None,), "lad": (0.03, 0.005, 1e-3, 1e-4, 1e-5, 1e-6, 1e-7)}
+
+
+def check_objective(objective: str, allowed: tuple[str, ...]) -> str:
+    """The objective, or `ConfigurationError` naming those that exist."""
+    if objective not in allowed:
+        raise ConfigurationError(f"objective={objective!r} is not known. Choose one of: {', '.join(allowed)}.")
+    return objective
+
+
+@dataclass(frozen=True)
+class Problem:
+    """One regression: covariates `x` (n, p), the term `term[j]` that parameter j belongs to, losses, weights, bounds of theta."""
+
+    x: np.ndarray
+    term: np.ndarray
+    loss: np.ndarray
+    weight: np.ndarray
+    low: np.ndarray
+    high: np.ndarray
+
+    def value(self, theta: np.ndarray, objective: str) -> np.ndarray:
+        """The objective itself (m,), for parameters (m, p)."""
+        return objective_value(objective, _log_loss(self, theta)[0], self.loss, self.weight)
+
+
+def objective_value(objective: str, log_fit: np.ndarray, loss: np.ndarray, weight: np.ndarray) -> np.ndarray:
+    """What an objective makes of fitted log losses (…, n): a weighted sum over the rows (see `OBJECTIVES`)."""
+    if objective == "least_squares":
+        return (np.exp(log_fit) - loss) ** 2 @ weight
+    r = np.abs(log_fit - np.log(loss))
+    if objective == "lad":
+        return r @ weight
+    if objective == "huber":
+        return np.where(r <= DELTA, 0.5 * r * r, DELTA * (r - 0.5 * DELTA)) @ weight
+    return (r * r) @ weight
+
+
+def _log_loss(problem: Problem, theta: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """log L (m, n) and the share of each term (m, n, K)."""
+    terms = int(problem.term.max()) + 1
+    logs = np.empty((len(theta), len(problem.loss), terms))
+    for k in range(terms):
+        own = problem.term == k
+        logs[..., k] = theta[:, own] @ problem.x[:, own].T
+    top = logs.max(-1, keepdims=True)
+    share = np.exp(logs - top)
+    total = share.sum(-1, keepdims=True)
+    return (top + np.log(total))[..., 0], share / total
+
+
+def _derivatives(problem: Problem, theta: np.ndarray, delta: float | None) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Value (m,), gradient (m, p) and exact Hessian (m, p, p); delta None means least squares on the loss itself."""
+    log, share = _log_loss(problem, theta)
+    v = share[..., problem.term] * problem.x
+    if delta is None:
+        fit = np.exp(log)
+        r = fit - problem.loss
+        value = (r * r) @ problem.weight
+        first, outer = 2 * r * fit * problem.weight, 2 * fit * fit * problem.weight
+    else:
+        r = log - np.log(problem.loss)
+        inside = np.abs(r) <= delta
+        value = np.where(inside, 0.5 * r * r, delta * (np.abs(r) - 0.5 * delta)) @ problem.weight
+        first = np.clip(r, -delta, delta) * problem.weight
+        outer = inside * problem.weight - first
+    gradient = np.einsum("mn,mnp->mp", first, v)
+    same = (problem.term[:, None] == problem.term).astype(float)
+    hessian = np.swapaxes(v * outer[..., None], 1, 2) @ v + (np.swapaxes(v * first[..., None], 1, 2) @ problem.x) * same
+    return value, gradient, hessian
+
+
+def newton(problem: Problem, theta: np.ndarray, delta: float | None, free: np.ndarray | None = None, steps: int = 60) -> np.ndarray:
+    """Minimise from every row of `theta` at once: damped Newton on |Hessian|, parameters clipped to their bounds, `free` ones moved."""
+    theta = np.clip(theta, problem.low, problem.high)
+    p = theta.shape[1]
+    free = np.ones(p, bool) if free is None else free
+    damping = np.full(len(theta), 1e-3)
+    value, gradient, hessian = _derivatives(problem, theta, delta)
+    live = np.arange(len(theta))
+    for _ in range(steps):
+        g, h, t = gradient[live], hessian[live], theta[live]
+        held = ~free | ((t <= problem.low) & (g > 0)) | ((t >= problem.high) & (g < 0))
+        g = np.where(held, 0.0, g)
+        h = np.where(held[:, :, None] | held[:, None, :], np.eye(p) * 1.0, h)
+        scale = np.sqrt(np.maximum(np.abs(np.einsum("mii->mi", h)), 1e-300))
+        eigen, vectors = np.linalg.eigh(h / scale[:, :, None] / scale[:, None, :])
+        along = np.einsum("mij,mi->mj", vectors, g / scale)
+        step = -np.einsum("mij,mj->mi", vectors, along / (np.abs(eigen) + damping[live, None])) / scale
+        tried = np.clip(t + np.clip(step, -3, 3), problem.low, problem.high)
+        new, new_gradient, new_hessian = _derivatives(problem, tried, delta)
+        better = new < value[live]
+        gain = np.where(better, value[live] - new, 0.0)
+        kept = live[better]
+        theta[kept], value[kept] = tried[better], new[better]
+        gradient[kept], hessian[kept] = new_gradient[better], new_hessian[better]
+        damping[live] = np.where(better, damping[live] * 0.1, damping[live] * 10)
+        done = (better & (gain <= 1e-15 * value[live])) | (damping[live] > 1e8) | (np.abs(g / scale).max(1) == 0)
+        live = live[~done]
+        if not len(live):
+            break
+        damping = np.maximum(damping, 1e-12)
+    return theta
+
+
+def minimise(problem: Problem, starts: np.ndarray, objective: str) -> tuple[np.ndarray, float]:
+    """The best end point (p,) and its objective, from every start at once, with the Huber width lowered step by step."""
+    theta = starts
+    for delta in _CONTINUATION[objective]:
+        theta = newton(problem, theta, delta)
+    if objective == "lad":
+        theta = np.concatenate([theta, _through_points(problem, theta)])
+    values = problem.value(theta, objective)
+    best = int(np.nanargmin(values))
+    return theta[best], float(values[best])
+
+
+def _through_points(problem: Problem, theta: np.ndarray) -> np.ndarray:
+    """Move each solution onto the p rows it nearly passes through: where an optimum of least absolute deviation usually lies."""
+    out = theta.copy()
+    p = theta.shape[1]
+    for row in out:
+        for _ in range(8):
+            log, share = _log_loss(problem, row[None])
+            r = log[0] - np.log(problem.loss)
+            near = np.argsort(np.abs(r))[:p]
+            step = np.linalg.lstsq((share[0][:, problem.term] * problem.x)[near], -r[near], rcond=None)[0]
+            row[:] = np.clip(row + np.clip(step, -0.1, 0.1), problem.low, problem.high)
+    return out
+
+
+def power_problem(x: np.ndarray, loss: np.ndarray, weight: np.ndarray, bounds: tuple[float, float]) -> tuple[Problem, float]:
+    """`L = exp(log_a + b·log(x/scale)) + exp(log_c)` as a `Problem` in (log_a, b, log_c), and the scale (geometric mean of x)."""
+    log = np.log(x)
+    scale = float(np.exp(log.mean()))
+    covariates = np.stack([np.ones_like(log), log - log.mean(), np.ones_like(log)], 1)
+    top, bottom = np.log(loss.max()), np.log(loss.min())
+    low = np.array([bottom - 40, bounds[0], bottom - 25])
+    high = np.array([top + 60, bounds[1], top])
+    return Problem(covariates, np.array([0, 0, 1]), loss, weight, low, high), scale
+
+
+def fit_power(x: np.ndarray, loss: np.ndarray, weight: np.ndarray, objective: str, bounds: tuple[float, float] = (-8.0, -1e-3),
+              grid: int = 96) -> tuple[float, float, float, float]:
+    """The global optimum (a, b, c, objective) of `L = a·(x/scale)^b + c`, with scale the geometric mean of x, a > 0 and c ≥ 0.
+
+    For each b on a grid the objective is minimised over (a, c); every local minimum of that profile then starts Newton's method on all
+    three parameters. The edge c = 0 is solved on its own and wins ties.
+    """
+    problem, scale = power_problem(x, loss, weight, bounds)
+    coarse = problem if len(x) <= 600 else _thinned(problem)
+    b = -np.exp(np.linspace(np.log(-bounds[1]), np.log(-bounds[0]), grid))
+    starts = _project(coarse, b)
+    fixed = np.array([True, False, True])
+    for delta in _CONTINUATION[objective][:3]:
+        starts = newton(coarse, starts, delta, free=fixed, steps=25)
+    profile = coarse.value(starts, objective)
+    left, right = np.r_[np.inf, profile[:-1]], np.r_[profile[1:], np.inf]
+    best = np.argsort(np.where((profile <= left) & (profile <= right), profile, np.inf))[:6]
+    theta, value = minimise(problem, starts[best], objective)
+    edge = Problem(problem.x[:, :2], np.array([0, 0]), loss, weight, problem.low[:2], problem.high[:2])
+    theta_edge, value_edge = minimise(edge, starts[np.argsort(profile)[:3], :2], objective)
+    if value_edge <= value * (1 + 1e-12):
+        return float(np.exp(theta_edge[0])), float(theta_edge[1]), 0.0, value_edge
+    return float(np.exp(theta[0])), float(theta[1]), float(np.exp(theta[2])), value
+
+
+def _project(problem: Problem, b: np.ndarray) -> np.ndarray:
+    """Variable projection: for each b the (a, c) of a linear fit to the relative residuals, kept positive."""
+    z, y, w = problem.x[:, 1], problem.loss, problem.weight
+    p, q = np.exp(b[:, None] * z) / y, 1 / y
+    pp, pq, py, qq, qy = (p * p) @ w, (p * q) @ w, p @ w, (q * q) @ w, q @ w
+    det = np.maximum(pp * qq - pq**2, 1e-14 * pp * qq)
+    a, c = (py * qq - qy * pq) / det, (pp * qy - pq * py) / det
+    small = 1e-3 * y.min()
+    a, c = np.where(c < small, (py - small * pq) / pp, a), np.maximum(c, small)
+    c = np.where(a <= 0, qy / qq, c)
+    return np.stack([np.log(np.maximum(a, 1e-12 * y.min())), b, np.log(c)], 1)
+
+
+def _thinned(problem: Problem, rows: int = 300) -> Problem:
+    """Rows spread evenly over x, for the starts of a large table; the fit itself uses every row."""
+    take = np.argsort(problem.x[:, 1], kind="stable")[np.linspace(0, len(problem.loss) - 1, rows).astype(int)]
+    return Problem(problem.x[take], problem.term, problem.loss[take], problem.weight[take], problem.low, problem.high)

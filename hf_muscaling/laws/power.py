@@ -1,0 +1,185 @@
+"""The power law in one variable, nanoLM's `L(N) = a·N^b + c`."""
+
+from __future__ import annotations
+
+from functools import cached_property
+from typing import Any, ClassVar
+
+import numpy as np
+
+from ..errors import ConfigurationError, FitError
+from .base import ScalingLaw
+from .fitting import OBJECTIVES, fit_power, objective_value
+from .intervals import DRIFT_POWER, drift_quantiles, mixture_interval, rolling_origin
+from .posterior import Groups, Posterior
+
+STEEPEST, FLATTEST = -8.0, -1e-3
+DRAWS = 2048
+OPEN = 0.2  #: c counts as open when its 90 % range is wider than this share of the smallest loss
+MAX_ORIGINS = 24
+
+
+class PowerLaw(ScalingLaw):
+    """Loss as a power of one variable above an irreducible part: `L(N) = a·N^b + c`, a > 0, b < 0, c ≥ 0, nats per token.
+
+    `objective` chooses the estimator:
+
+    * `"bayes"` (default): posterior mean of b under a weak prior, sizes far below the largest trusted less (`laws.posterior`);
+    * `"least_squares"`: sum of (L_fit - L)², nanoLM's `curve_fit`, but global; `"huber"`: Huber(1e-3) on log loss, as Hoffmann et al. 2022;
+      `"lad"`: least absolute log error.
+
+    The default is what extrapolates best from few sizes. Mean ARE of windows of 5–8 sizes on every larger size (1.8 to 60 times larger), averaged over 36
+    public fixed-horizon tables (nanoLM; Porian et al. 2024 at equal tokens and its compute envelopes; one μP series of ours): see `tests/laws/`.
+    `variable` is "N" (parameters), "D" (tokens) or "C" (FLOPs). `count="non_embedding"` reads the column `N_non_embedding`, and then
+    `predict(N=…)` means parameters without embeddings.
+
+    The interval of `predict` is the same for every objective: posterior, noise of the target run, drift (`laws.intervals`).
+
+    Source: nanoLM (μScaling), L(N) = a·N^b + c with N including embeddings. Raises `ConfigurationError` for an unknown option,
+    `FitError` for a table with fewer than three sizes or whose loss does not fall.
+
+    >>> runs = {"N": [1e6, 2e6, 4e6, 8e6, 16e6], "loss": [2 + 40 * n**-0.25 for n in (1e6, 2e6, 4e6, 8e6, 16e6)]}
+    >>> law = PowerLaw(objective="least_squares").fit(runs)
+    >>> {name: round(value, 3) for name, value in law.params_.items()}
+    {'a': 40.0, 'b': -0.25, 'c': 2.0}
+    >>> law.predict(N=32e6).extrapolation
+    2.0
+    """
+
+    objectives: ClassVar[tuple[str, ...]] = ("bayes", *OBJECTIVES)
+    equation: ClassVar[str] = "L(N) = a·N^b + c"
+    bounds: ClassVar[dict[str, tuple[float, float]]] = {"a": (0.0, np.inf), "b": (STEEPEST, 0.0), "c": (0.0, np.inf)}
+
+    def __init__(self, objective: str = "bayes", count: str = "total", variable: str = "N"):
+        super().__init__(objective)
+        if variable not in ("N", "D", "C"):
+            raise ConfigurationError(f"variable={variable!r} is not known. Choose one of: N, D, C.")
+        if count not in ("total", "non_embedding"):
+            raise ConfigurationError(f"count={count!r} is not known. Choose one of: total, non_embedding.")
+        if count == "non_embedding" and variable != "N":
+            raise ConfigurationError(f"count='non_embedding' counts parameters, but variable={variable!r}. Leave count='total'.")
+        self.count, self.variable = count, variable
+
+    @staticmethod
+    def loss(N: Any, a: float, b: float, c: float) -> Any:
+        """`a·N^b + c`, nats per token."""
+        return a * np.asarray(N, float) ** b + c
+
+    def settings(self) -> dict[str, Any]:
+        """The constructor's arguments, as stored in JSON."""
+        return {"objective": self.objective, "count": self.count, "variable": self.variable}
+
+    @property
+    def variables(self) -> tuple[str, ...]:
+        """The one variable, as `predict` takes it."""
+        return (self.variable,)
+
+    @property
+    def columns(self) -> dict[str, str]:
+        """Variable → the column of the table that holds it."""
+        return {self.variable: "N_non_embedding" if self.count == "non_embedding" else self.variable}
+
+    @property
+    def equation_text(self) -> str:
+        """The equation with this law's variable."""
+        return f"L({self.variable}) = a·{self.variable}^b + c"
+
+    def _sizes(self, columns: dict[str, np.ndarray]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """x, loss and weight (mean 1) of every row."""
+        x, y = columns[self.columns[self.variable]], columns["loss"]
+        w = columns.get("weight", np.ones_like(y))
+        return x, y, w / w.mean()
+
+    def _estimate(self, columns: dict[str, np.ndarray]) -> tuple[dict[str, float], float]:
+        x, y, w = self._sizes(columns)
+        sizes = np.unique(x)
+        if len(sizes) < 3:
+            raise FitError(f"L = a·{self.variable}^b + c has three parameters and the table has {len(sizes)} distinct "
+                           f"{self.columns[self.variable]}{'' if len(sizes) == 1 else 's'}. Train at least 3 sizes, better 5 to 8.")
+        if sizes[-1] / sizes[0] < 1 + 1e-6:
+            raise FitError(f"The {self.variable} of the table differ by less than 1e-6. Train sizes that span a factor of 4 or more.")
+        if self.objective == "bayes":
+            posterior = Posterior(Groups.of(x, y, w))
+            a, b, c = posterior.curve()
+            scale = posterior.scale
+        else:
+            a, b, c, _ = fit_power(x, y, w, self.objective, (STEEPEST, FLATTEST))
+            scale = float(np.exp(np.log(x).mean()))
+        if not a * (sizes[0] / scale) ** b > 1e-5 * y.mean():
+            raise FitError(f"The loss does not fall as {self.variable} grows (from {y[x == sizes[0]].mean():.4g} at {sizes[0]:.4g} to "
+                           f"{y[x == sizes[-1]].mean():.4g} at {sizes[-1]:.4g}): no power law with b < 0 to fit. Check for runs that diverged, "
+                           "a learning rate that does not transfer, or swapped columns.")
+        params = {"a": float(np.exp(np.log(a) - b * np.log(scale))), "b": b, "c": c}
+        if not np.isfinite(params["a"]):
+            raise FitError(f"a overflows with {self.variable} in these units and b = {b:.3g}. Give {self.variable} in millions.")
+        return params, self._score(columns, params)
+
+    def _score(self, columns: dict[str, np.ndarray], params: dict[str, float]) -> float:
+        x, y, w = self._sizes(columns)
+        return float(objective_value(self.objective, np.log(self.loss(x, **params)), y, w))
+
+    def _set(self, columns: dict[str, np.ndarray], params: dict[str, float], value: float) -> None:
+        super()._set(columns, params, value)
+        for name in ("_posterior", "_draws"):
+            self.__dict__.pop(name, None)
+
+    @cached_property
+    def _posterior(self) -> Posterior:
+        return Posterior(Groups.of(*self._sizes(self._columns)))
+
+    @cached_property
+    def _draws(self) -> dict[str, np.ndarray]:
+        """Posterior draws and, beside them, draws of the drift tau."""
+        groups = self._posterior.groups
+
+        def score(k: int) -> tuple[np.ndarray, np.ndarray]:
+            return _forecast(Posterior(groups.first(k)), groups.x[k:], groups.loss[k:])
+        draws = self._posterior.draws(DRAWS)
+        turn = (0.5 + np.arange(DRAWS) * 0.6180339887498949) % 1
+        first = max(4, len(groups.x) - MAX_ORIGINS)
+        return draws | {"tau": drift_quantiles(rolling_origin(groups.x, score, first), turn)}
+
+    def _interval(self, at: dict[str, np.ndarray], level: float) -> tuple[np.ndarray, np.ndarray]:
+        draws, posterior = self._draws, self._posterior
+        smallest, largest = posterior.groups.x[[0, -1]]
+        ends = []
+        for x in at[self.variable]:
+            inside = np.log(largest / x)
+            outside = max(np.log(x / largest), np.log(smallest / x), 0.0)
+            centre = np.log(np.maximum(self._curves(x), 1e-300))
+            variance = draws["sigma"] ** 2 * (1 + draws["rho"] * inside**2) + draws["tau"] ** 2 * outside ** (2 * DRIFT_POWER)
+            ends.append(mixture_interval(centre, np.sqrt(variance), level))
+        low, high = np.exp(np.array(ends)).T
+        return low, high
+
+    def _curves(self, x: float) -> np.ndarray:
+        """The loss at x under every posterior draw."""
+        d = self._draws
+        return d["a"] * np.exp(d["b"] * np.log(x / self._posterior.scale)) + d["c"]
+
+    def _weaknesses(self) -> list[str]:
+        """Which direction the runs leave open: a steep law with a high floor fits as well as a flat one with a low floor."""
+        c, name, found = self.params_["c"], self.variable, []
+        if self.params_["b"] <= STEEPEST * 0.999 or self.params_["b"] >= FLATTEST * 1.001:
+            found.append(f"b = {self.params_['b']:.4g} lies at its bound ({STEEPEST:g} to {FLATTEST:g}): the runs do not show a power law in {name}.")
+        steep, flat = self._posterior.ends(0.9)
+        largest = float(self._posterior.groups.loss[-1])
+        if c == 0.0:
+            found.append(f"c is at its bound 0: the runs fit a pure power law, so they do not say where the loss stops falling. Add sizes above {self.range_[name][1]:.4g}.")
+        elif steep[1] - flat[1] > OPEN * largest:
+            found.append(f"c is not identified by these runs: from (b = {steep[0]:.3f}, c = {steep[1]:.3f}) to (b = {flat[0]:.3f}, c = {flat[1]:.3f}) "
+                         f"the fit is as good (90 % of the posterior); a smaller |b| with a smaller c is the flat direction. Add sizes further apart or more seeds.")
+        return found
+
+
+def _forecast(posterior: Posterior, x: np.ndarray, loss: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Log errors of the posterior's curve at larger sizes, and the standard deviations it expected."""
+    a, b, c = posterior.curve()
+    draws = posterior.draws(256)
+    ratio = np.log(x / posterior.scale)[:, None]
+    log = np.log(draws["a"] * np.exp(draws["b"] * ratio) + draws["c"])
+    low, high = np.quantile(log, (0.05, 0.95), axis=1)
+    distance = np.log(x / posterior.groups.x[-1])[:, None]
+    noise = np.mean(draws["sigma"] ** 2 * (1 + draws["rho"] * distance**2), 1)
+    centre = np.log(a * np.exp(b * ratio[:, 0]) + c)
+    return np.log(loss) - centre, np.sqrt(((high - low) / 3.29) ** 2 + noise)

@@ -1,0 +1,65 @@
+"""μP GPT-2: `MuGPT2Config`, `MuGPT2Model`, `MuGPT2LMHeadModel`."""
+
+from transformers import GPT2Config, GPT2LMHeadModel, GPT2Model
+
+from hf_muscaling.models.base import MuConfigMixin, MuModelMixin
+
+
+class MuGPT2Config(MuConfigMixin, GPT2Config):
+    """A `GPT2Config` that knows its base width; dropout is 0 unless asked for (FORMULAS of nanoLM: dropout 0).
+
+    `output_multiplier` is τ, `initializer_range` the σ at base width, `zero_query` and `zero_readout` start these
+    weights at zero (the latter with an untied head only), `parametrization` is "mup" or, as a control, "sp".
+
+    >>> MuGPT2Config(n_embd=64, n_head=4).at_width(128).n_head
+    8
+    """
+
+    model_type = "mu_gpt2"
+    mu_width_fields = ("n_embd", "n_head", "n_inner")
+
+    resid_pdrop: float | int = 0.0
+    embd_pdrop: float | int = 0.0
+    attn_pdrop: float | int = 0.0
+    mup_base: dict | None = None
+    parametrization: str = "mup"
+    output_multiplier: float | int = 1.0
+    zero_query: bool = False
+    zero_readout: bool = False
+
+    def __post_init__(self, **kwargs):
+        super().__post_init__(**kwargs)
+        self.validate_mu()
+
+
+class _MuGPT2(MuModelMixin):
+    config_class = MuGPT2Config
+    mu_plan = {
+        "*wte.weight": "input",
+        "*wpe.weight": "input",
+        "*attn.c_attn.weight": "hidden",
+        "*crossattention.q_attn.weight": "hidden",
+        "*crossattention.c_attn.weight": "hidden",
+        "*.c_proj.weight": "hidden",
+        "*mlp.c_fc.weight": "hidden",
+        "*ln_*.weight": "vector",
+        "*.bias": "vector",
+        "lm_head.weight": "readout",
+    }
+    mu_query = {"*attn.c_attn.weight": (1, 3)}
+
+
+class MuGPT2Model(_MuGPT2, GPT2Model):
+    """`GPT2Model` under the parametrisation of its config."""
+
+
+class MuGPT2LMHeadModel(_MuGPT2, GPT2LMHeadModel):
+    """`GPT2LMHeadModel` under the parametrisation of its config, tied or untied.
+
+    >>> from hf_muscaling import MuGPT2Config, MuGPT2LMHeadModel
+    >>> base = MuGPT2Config(vocab_size=64, n_positions=16, n_embd=32, n_head=2, n_layer=1)
+    >>> MuGPT2LMHeadModel(base.at_width(64)).lm_head.multiplier
+    0.5
+    """
+
+    mu_loss_type = "ForCausalLM"

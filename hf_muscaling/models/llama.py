@@ -1,0 +1,59 @@
+"""μP Llama: `MuLlamaConfig`, `MuLlamaModel`, `MuLlamaForCausalLM`, with grouped-query attention."""
+
+from transformers import LlamaConfig, LlamaForCausalLM, LlamaModel
+
+from hf_muscaling.models.base import MuConfigMixin, MuModelMixin
+
+
+class MuLlamaConfig(MuConfigMixin, LlamaConfig):
+    """A `LlamaConfig` that knows its base width.
+
+    `output_multiplier` is τ, `initializer_range` the σ at base width, `zero_query` and `zero_readout` start these
+    weights at zero (the latter with an untied head only), `parametrization` is "mup" or, as a control, "sp".
+
+    >>> MuLlamaConfig(hidden_size=64, num_attention_heads=4, intermediate_size=256).at_width(512).num_attention_heads
+    32
+    """
+
+    model_type = "mu_llama"
+    mu_width_fields = ("hidden_size", "num_attention_heads", "num_key_value_heads", "intermediate_size")
+
+    mup_base: dict | None = None
+    parametrization: str = "mup"
+    output_multiplier: float | int = 1.0
+    zero_query: bool = False
+    zero_readout: bool = False
+
+    def __post_init__(self, **kwargs):
+        super().__post_init__(**kwargs)
+        self.validate_mu()
+
+
+class _MuLlama(MuModelMixin):
+    config_class = MuLlamaConfig
+    mu_plan = {
+        "*embed_tokens.weight": "input",
+        "*self_attn.*_proj.weight": "hidden",
+        "*mlp.*_proj.weight": "hidden",
+        "*norm.weight": "vector",
+        "*_proj.bias": "vector",
+        "lm_head.weight": "readout",
+    }
+    mu_query = {"*self_attn.q_proj.weight": (0, 1)}
+
+
+class MuLlamaModel(_MuLlama, LlamaModel):
+    """`LlamaModel` under the parametrisation of its config."""
+
+
+class MuLlamaForCausalLM(_MuLlama, LlamaForCausalLM):
+    """`LlamaForCausalLM` under the parametrisation of its config, tied or untied.
+
+    >>> from hf_muscaling import MuLlamaConfig, MuLlamaForCausalLM
+    >>> base = MuLlamaConfig(vocab_size=64, hidden_size=32, intermediate_size=64, num_attention_heads=2,
+    ...                      num_hidden_layers=1)
+    >>> MuLlamaForCausalLM(base.at_width(128)).lm_head.multiplier
+    0.25
+    """
+
+    mu_loss_type = "ForCausalLM"

@@ -1,0 +1,157 @@
+"""Write what an experiment found: report.md, law.json, runs.jsonl, prediction.json and the plots."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from hf_muscaling.runs import Run, Series, write_json, write_text
+
+if TYPE_CHECKING:
+    from hf_muscaling.experiment import ExperimentResult
+
+
+def write_report(result: "ExperimentResult", folder: Path) -> None:
+    """Write the record and its pictures below `folder`; every file atomically or from records already safe."""
+    from hf_muscaling import plotting
+
+    runs = {run.run_id: run for run in [*result.grid, *result.proxies, *result.targets]}
+    Series(list(runs.values())).to_jsonl(folder / "runs.jsonl")
+    result.law.to_json(folder / "law.json")
+    write_json(folder / "prediction.json", prediction_record(result))
+    figures = {
+        "law.png": plotting.plot_law(
+            result.law,
+            result.proxies,
+            result.prediction,
+            float(result.target_N),
+            [run.loss for run in result.targets if run.loss is not None],
+            result.config.level,
+        ),
+        "curves.png": plotting.plot_loss_curves([*result.proxies, *result.targets]),
+        "landscape.png": plotting.plot_landscape(result.grid, result.best),
+    }
+    for name, figure in figures.items():
+        plotting.save_figure(figure, folder / name)
+    write_text(folder / "report.md", report_text(result))
+
+
+def prediction_record(result: "ExperimentResult") -> dict:
+    """Return the prediction as JSON types: N in parameters, losses in nats per token, errors as fractions."""
+    p = result.prediction
+    return {
+        "target_width": result.config.target_width,
+        "N": result.target_N,
+        "count": result.config.count,
+        "loss": float(p.loss),
+        "low": float(p.low),
+        "high": float(p.high),
+        "level": result.config.level,
+        "extrapolation": float(p.extrapolation),
+        "cost_ratio": result.cost_ratio,
+        "actual": result.actual,
+        "relative_error": result.relative_error,
+        "inside": result.inside,
+    }
+
+
+def headline(result: "ExperimentResult") -> str:
+    """Return the result in a few lines for the terminal."""
+    p, c = result.prediction, result.config
+    lines = [
+        f"Predicted loss of {c.architecture} at width {c.target_width} (N = {result.target_N:,}): {p.loss:.4f} nats per "
+        f"token, {c.level:.0%} interval [{p.low:.4f}, {p.high:.4f}]",
+        f"  from {len(result.proxies)} proxies of up to {_largest(result):,} parameters, {_beyond(result):.1f} times smaller, "
+        f"at learning rate {result.best.lr:.3g}; cost {result.cost_ratio:.0%} of training the target (nanoLM, Eq. 1)",
+    ]
+    if result.actual is not None:
+        lines.append(
+            f"Actual loss: {result.actual:.4f}; error {result.relative_error:+.2%}, "
+            f"{'inside' if result.inside else 'OUTSIDE'} the interval"
+        )
+    return "\n".join(lines)
+
+
+def report_text(result: "ExperimentResult") -> str:
+    """Return the report in Markdown."""
+    c, info = result.config, result.data_info
+    lines = [
+        f"# {c.architecture}: predicted loss at width {c.target_width}",
+        "",
+        headline(result).replace("\n", "  \n"),
+        "",
+        "![The law, its interval and the extrapolation](law.png)",
+        "",
+        "## The law",
+        "",
+        "L(N) = a·N^b + c, losses in nats per token, "
+        f"N = parameters ({'with' if c.count == 'total' else 'without'} embeddings).",
+        "",
+        "```",
+        result.law.summary().rstrip(),
+        "```",
+        "",
+        "## The runs",
+        "",
+        f"Every run: {c.steps} steps of {c.batch_size} × {c.sequence_length} tokens ({result.best.D:,} tokens), the same "
+        f"batches in the same order (seed {c.seed}), {c.lr_scheduler} schedule with {c.warmup_steps} steps of warm-up. "
+        f"{c.num_hidden_layers} layers, head size {c.head_size}, base width {c.base_width}, parametrisation {c.parametrization}.",
+        "",
+        *_run_table([*result.proxies, *result.targets]),
+        "",
+        f"FLOPs are 6·N·D. The grid and the proxies cost {result.cost_ratio:.1%} of training the target once, counted by "
+        "nanoLM's formula M = 96·b·s·l·w²·(1 + s/(6w) + V/(16·l·w)) per step (its Eq. 1, every run counted once).",
+        "",
+        "![Training loss of every run](curves.png)",
+        "",
+        f"## Search at base width {c.base_width}",
+        "",
+        *_grid_table(result.grid, result.best),
+        "",
+        "![Learning-rate landscape](landscape.png)",
+        "",
+        "## Data",
+        "",
+        *(f"* {key}: {_shown(value)}" for key, value in sorted(info.items())),
+        f"* data sha256: `{result.best.data_hash}`",
+        f"* tokenizer sha256: `{result.best.tokenizer_hash}`",
+        f"* versions: {', '.join(f'{k} {v}' for k, v in sorted(result.best.versions.items()))}",
+        "",
+    ]
+    return "\n".join(lines)
+
+
+def _run_table(runs: list[Run]) -> list[str]:
+    header = [
+        "| run | role | width | seed | N | N without embeddings | FLOPs | held-out loss | seconds |",
+        "|" + "---|" * 9,
+    ]
+    return header + [
+        f"| {r.run_id} | {r.role} | {r.width} | {r.seed} | {r.N:,} | {r.N_non_embedding:,} | {r.C:.3g} | "
+        f"{'diverged' if r.loss is None else f'{r.loss:.4f}'} | {r.seconds:.0f} |"
+        for r in runs
+    ]
+
+
+def _grid_table(grid: list[Run], best: Run) -> list[str]:
+    header = ["| learning rate | init std | output multiplier | held-out loss | |", "|" + "---|" * 5]
+    return header + [
+        f"| {r.lr:.3g} | {r.config['initializer_range']:g} | {r.config['output_multiplier']:g} | "
+        f"{'diverged' if r.loss is None else f'{r.loss:.4f}'} | {'best' if r.run_id == best.run_id else ''} |"
+        for r in grid
+    ]
+
+
+def _largest(result: "ExperimentResult") -> int:
+    key = "N_non_embedding" if result.config.count == "non_embedding" else "N"
+    return max(getattr(run, key) for run in result.proxies)
+
+
+def _beyond(result: "ExperimentResult") -> float:
+    return result.target_N / _largest(result)
+
+
+def _shown(value: object) -> str:
+    if isinstance(value, dict):
+        return ", ".join(f"{k} {_shown(v)}" for k, v in value.items())
+    if isinstance(value, (list, tuple)):
+        return ", ".join(map(_shown, value))
+    return f"{value:,}" if isinstance(value, int) and not isinstance(value, bool) else str(value)

@@ -1,0 +1,250 @@
+"""`MuTrainer`: transformers' Trainer with μP parameter groups and losses that can be put into a scaling law."""
+
+import inspect
+import math
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import nn
+from transformers import Trainer, TrainerCallback, TrainingArguments
+from transformers.trainer_utils import TrainOutput
+
+from hf_muscaling.errors import ConfigurationError
+from hf_muscaling.models.base import require_mu_model
+from hf_muscaling.optim import MuAdamW, MuSGD, mu_param_groups, sgd_lr_scale
+
+_ADAMW = ("adamw_torch", "adamw_torch_fused")
+DIVERGENCE_MARGIN = 1.02
+DIVERGENCE_PATIENCE = 3
+"""A run has diverged when so many logged losses in a row, or the last, are above 1.02 times the first.
+
+The margin is for the noise of a single batch, the patience for a warm-up that passes above the start once.
+"""
+
+
+@dataclass
+class MuTrainingArguments(TrainingArguments):
+    """`TrainingArguments` with the μP choices; `learning_rate`, `weight_decay` and `adam_epsilon` are at base width."""
+
+    weight_decay_policy: str = field(
+        default="coupled", metadata={"help": "How decay follows the learning rate: coupled, independent or none."}
+    )
+    scale_adam_epsilon: bool = field(
+        default=True, metadata={"help": "Use adam_epsilon / r at width multiplier r, as gradients shrink by 1/r."}
+    )
+    decay_vectors: bool = field(default=False, metadata={"help": "Apply weight decay to norms and biases too."})
+
+
+class MuTrainer(Trainer):
+    """Train a μP model; everything else is `transformers.Trainer`.
+
+    What differs: the optimizer always has the model's μP groups; the reported loss is the mean over predicted tokens
+    (nats per token) whatever the accumulation steps and processes; a NaN, or a loss that stays above its start, ends
+    the run with `diverged` set; `curve` holds step, tokens, loss, lr and grad_norm of every logged step.
+
+    Raises ConfigurationError for a model without a parametrisation, an optimizer whose groups are not μP's, or a
+    scheduler that would flatten the groups' learning rates. Example:
+
+    >>> import torch
+    >>> from hf_muscaling import MuLlamaConfig, MuLlamaForCausalLM, MuTrainer, MuTrainingArguments
+    >>> base = MuLlamaConfig(vocab_size=64, hidden_size=32, intermediate_size=64, num_attention_heads=2,
+    ...                      num_hidden_layers=1)
+    >>> data = [{"input_ids": torch.arange(8), "labels": torch.arange(8)}] * 8
+    >>> args = MuTrainingArguments(output_dir="out", max_steps=2, logging_steps=1, disable_tqdm=True, use_cpu=True,
+    ...                            save_strategy="no", report_to="none")
+    >>> trainer = MuTrainer(MuLlamaForCausalLM(base.at_width(64)), args, train_dataset=data)
+    >>> _ = trainer.train()  # doctest: +ELLIPSIS
+    {...}
+    >>> [row["tokens"] for row in trainer.curve]
+    [64, 128]
+    """
+
+    def __init__(self, model: Any = None, args: TrainingArguments | None = None, *positional: Any, **kwargs: Any):
+        if model is not None:
+            inner = require_mu_model(model, "MuTrainer")
+            if inner.mu_loss_type is None and kwargs.get("compute_loss_func") is None:
+                # These classes take num_items_in_batch and ignore it, so that Trainer multiplies loss and gradient by
+                # accumulation steps times processes.
+                kwargs["compute_loss_func"] = token_mean_loss
+        super().__init__(model, args, *positional, **kwargs)
+        # The filter replaces a NaN by the mean of the losses before it, which would hide a divergence from the record.
+        self.args.logging_nan_inf_filter = False
+        if self.args.world_size > 1 and not self.args.dataloader_drop_last:
+            # Otherwise Accelerate fills up the last global batch with repeated examples.
+            self.args.dataloader_drop_last = True
+        if self.optimizer is not None and not isinstance(self.optimizer, (MuAdamW, MuSGD)):
+            raise ConfigurationError(
+                f"MuTrainer got optimizers=({type(self.optimizer).__name__}, …), whose groups need not be μP's: pass "
+                "MuAdamW(model, …) or MuSGD(model, …), or optimizer_cls_and_kwargs for another class."
+            )
+        _check_scheduler(self.args)
+        self.diverged: str | None = None
+        self._flops_per_token: int | None = None
+        self.add_callback(_RunGuard(self))
+
+    def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:
+        """Build the optimizer that the arguments name over the model's μP groups."""
+        if self.optimizer is not None:
+            return self.optimizer
+        model = self.model if model is None else model
+        args = self.args
+        policy = getattr(args, "weight_decay_policy", "coupled")
+        decay = {"weight_decay": args.weight_decay, "policy": policy}
+        decay["decay_vectors"] = getattr(args, "decay_vectors", False)
+        if self.optimizer_cls_and_kwargs is not None:
+            optimizer_class, kwargs = self.optimizer_cls_and_kwargs
+            if not (inspect.isclass(optimizer_class) and issubclass(optimizer_class, torch.optim.Optimizer)):
+                raise ConfigurationError(
+                    f"optimizer_cls_and_kwargs needs an optimizer class, got {optimizer_class!r}; mup's MuAdamW is a "
+                    "function: use hf_muscaling.MuAdamW, MuTrainer's default."
+                )
+            kwargs = {"lr": args.learning_rate, **kwargs}
+            if issubclass(optimizer_class, (MuAdamW, MuSGD)):
+                self.optimizer = optimizer_class(model, **kwargs)
+            else:
+                rule = {"lr_scale": sgd_lr_scale} if issubclass(optimizer_class, torch.optim.SGD) else {}
+                decay["weight_decay"] = kwargs.pop("weight_decay", args.weight_decay)
+                self.optimizer = optimizer_class(mu_param_groups(model, kwargs["lr"], **decay, **rule), **kwargs)
+        elif str(getattr(args.optim, "value", args.optim)) in _ADAMW:
+            self.optimizer = MuAdamW(
+                model,
+                lr=args.learning_rate,
+                betas=(args.adam_beta1, args.adam_beta2),
+                eps=args.adam_epsilon,
+                scale_eps=getattr(args, "scale_adam_epsilon", True),
+                **decay,
+            )
+        elif str(getattr(args.optim, "value", args.optim)) == "sgd":
+            self.optimizer = MuSGD(model, lr=args.learning_rate, **decay)
+        else:
+            raise ConfigurationError(
+                f"optim={args.optim!r} has no μP rule here; use one of {', '.join((*_ADAMW, 'sgd'))}, or "
+                "optimizer_cls_and_kwargs with an Adam-like class."
+            )
+        return self.optimizer
+
+    def create_accelerator_and_postprocess(self) -> None:
+        """Create the accelerator; under FSDP2 with bf16 keep the loss and the gradient reduction in fp32."""
+        super().create_accelerator_and_postprocess()
+        plugin = getattr(self.accelerator.state, "fsdp_plugin", None)
+        if self.args.bf16 and plugin is not None and getattr(plugin, "fsdp_version", 1) == 2:
+            from torch.distributed.fsdp import MixedPrecisionPolicy
+
+            # Accelerate's default casts the outputs, the loss among them, to bf16: an error of 1e-2 nats.
+            plugin.mixed_precision_policy = MixedPrecisionPolicy(
+                param_dtype=torch.bfloat16, reduce_dtype=torch.float32, output_dtype=torch.float32
+            )
+
+    def get_batch_samples(self, epoch_iterator, num_batches, device):
+        """Fetch one optimizer step's batches and count their tokens over all processes."""
+        batches, items = super().get_batch_samples(epoch_iterator, num_batches, device)
+        name = getattr(self.model, "main_input_name", "input_ids")
+        self.state.num_input_tokens_seen += sum(b[name].numel() for b in batches) * self.args.world_size
+        return batches, items
+
+    def floating_point_ops(self, inputs: dict[str, Any]) -> int:
+        """Return 6·N·tokens as Trainer does, without counting the parameters anew every step."""
+        if self._flops_per_token is None:
+            self._flops_per_token = 6 * self.model.num_parameters(exclude_embeddings=True)
+        return self._flops_per_token * inputs[getattr(self.model, "main_input_name", "input_ids")].numel()
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        """Log as Trainer does, with the tokens seen; a resumed run's `train_loss` is the mean over all its steps."""
+        if "loss" in logs:
+            logs["tokens"] = self.state.num_input_tokens_seen
+        if "train_loss" in logs:
+            logs["train_loss"] = self._mean_training_loss(logs["train_loss"])
+        super().log(logs, start_time)
+
+    def train(self, *args: Any, **kwargs: Any) -> TrainOutput:
+        """Train, and return the mean training loss over all steps, those before a resume included."""
+        self.diverged = None
+        use_cache, self.model.config.use_cache = getattr(self.model.config, "use_cache", None), False
+        try:  # a key-value cache is for generation; building one in every training step is wasted
+            output = super().train(*args, **kwargs)
+        finally:
+            self.model.config.use_cache = use_cache
+        return output._replace(training_loss=self._mean_training_loss(output.training_loss))
+
+    @property
+    def curve(self) -> list[dict[str, float]]:
+        """The loss curve so far, kept in the trainer state and thus in its checkpoints: one row a logged step.
+
+        `step`, `tokens` seen, `loss` (mean since the row before, nats per token), `lr` (base), `grad_norm`.
+        """
+        return [
+            {
+                "step": row["step"],
+                "tokens": row["tokens"],
+                "loss": row["loss"],
+                "lr": row["learning_rate"],
+                "grad_norm": row.get("grad_norm", math.nan),
+            }
+            for row in self.state.log_history
+            if "loss" in row and "tokens" in row
+        ]
+
+    def _mean_training_loss(self, otherwise: float) -> float:
+        rows = self.curve
+        steps = [row["step"] for row in rows]
+        if not rows or steps[-1] != self.state.global_step:
+            return otherwise
+        spans = [b - a for a, b in zip([0, *steps], steps, strict=False)]
+        return sum(row["loss"] * span for row, span in zip(rows, spans, strict=True)) / steps[-1]
+
+
+class _RunGuard(TrainerCallback):
+    """Log the first and the last step, and stop a run that diverges."""
+
+    def __init__(self, trainer: MuTrainer):
+        self.trainer = trainer
+        self.above = 0
+
+    def on_train_begin(self, args, state, control, **kwargs):
+        self.above = 0
+
+    def on_step_end(self, args, state, control, **kwargs):
+        # The first loss is what a divergence is measured against; the last row closes the curve.
+        if state.global_step == 1 or state.global_step >= state.max_steps:
+            control.should_log = True
+        return control
+
+    def on_log(self, args, state, control, logs=None, **kwargs):
+        if not logs or "loss" not in logs:
+            return control
+        loss, first = logs["loss"], self.trainer.curve[0]["loss"]
+        self.above = self.above + 1 if loss > DIVERGENCE_MARGIN * first else 0
+        reason = None
+        if not math.isfinite(loss):
+            reason = f"the loss is {loss} at step {state.global_step}"
+        elif self.above >= DIVERGENCE_PATIENCE or (self.above and state.global_step >= state.max_steps):
+            reason = f"the loss {loss:.4f} at step {state.global_step} is above its start {first:.4f}"
+        if reason is not None:
+            self.trainer.diverged = reason
+            control.should_training_stop = True
+            control.should_save = False
+        return control
+
+
+def token_mean_loss(outputs: Any, labels: torch.Tensor, num_items_in_batch: torch.Tensor | int | None = None):
+    """Return the cross-entropy over labels other than -100, in nats per label of the whole (global) batch.
+
+    Σ CE / num_items_in_batch, or the mean over this batch where no count is given. `outputs["logits"]` has shape
+    (…, vocabulary) and is not shifted: for masked language models and encoder-decoders.
+    """
+    logits = outputs["logits"]
+    total = nn.functional.cross_entropy(
+        logits.float().flatten(0, -2), labels.to(logits.device).flatten(), ignore_index=-100, reduction="sum"
+    )
+    count = (labels != -100).sum() if num_items_in_batch is None else num_items_in_batch
+    return total / (count.to(total.device) if torch.is_tensor(count) else count)
+
+
+def _check_scheduler(args: TrainingArguments) -> None:
+    name = str(getattr(args.lr_scheduler_type, "value", args.lr_scheduler_type))
+    if name == "reduce_lr_on_plateau" and (args.lr_scheduler_kwargs or {}).get("min_lr"):
+        raise ConfigurationError(
+            "lr_scheduler_type='reduce_lr_on_plateau' with min_lr sets one floor for all μP groups and so changes their "
+            "ratios; leave min_lr out, or use 'cosine_with_min_lr' with min_lr_rate."
+        )
