@@ -160,11 +160,7 @@ class MuTrainer(Trainer):
     def train(self, *args: Any, **kwargs: Any) -> TrainOutput:
         """Train, and return the mean training loss over all steps, those before a resume included."""
         self.diverged = None
-        use_cache, self.model.config.use_cache = getattr(self.model.config, "use_cache", None), False
-        try:  # a key-value cache is for generation; building one in every training step is wasted
-            output = super().train(*args, **kwargs)
-        finally:
-            self.model.config.use_cache = use_cache
+        output = super().train(*args, **kwargs)
         return output._replace(training_loss=self._mean_training_loss(output.training_loss))
 
     @property
@@ -205,8 +201,9 @@ class _RunGuard(TrainerCallback):
         self.above = 0
 
     def on_step_end(self, args, state, control, **kwargs):
-        # The first loss is what a divergence is measured against; the last row closes the curve.
-        if state.global_step == 1 or state.global_step >= state.max_steps:
+        # The first loss is what a divergence is measured against, the last row closes the curve, and a row at every
+        # checkpoint keeps the means of a resumed run the same: Trainer forgets the sum of an unfinished row.
+        if state.global_step == 1 or state.global_step >= state.max_steps or control.should_save:
             control.should_log = True
         return control
 

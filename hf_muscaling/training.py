@@ -122,7 +122,7 @@ def train_run(
 def _train(config, args, train_dataset, eval_dataset, path, model_class, data_collator, callbacks, save_model) -> Run:
     started = time.monotonic()
     set_seed(args.seed)
-    model = model_class.from_config(config)
+    model = model_class.from_config(copy.deepcopy(config))  # training may write to it
     trainer = MuTrainer(
         model, args, train_dataset=train_dataset, data_collator=data_collator or collate_blocks, callbacks=callbacks
     )
@@ -143,6 +143,8 @@ def _train(config, args, train_dataset, eval_dataset, path, model_class, data_co
         logger.warning("%s diverged: %s", path.name, diverged or f"its held-out loss is {loss}")
         loss = None
     if save_model and loss is not None:
+        if hasattr(config, "use_cache"):
+            trainer.model.config.use_cache = config.use_cache  # Trainer turns it off; who loads the model may generate
         trainer.save_model(str(path / "model"))
     N = count_parameters(config, "total")
     steps = args.max_steps

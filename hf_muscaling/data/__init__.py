@@ -12,21 +12,27 @@ from __future__ import annotations
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
+__all__ = [
+    "Corpus",
+    "DataConfig",
+    "Document",
+    "PackedBlocks",
+    "PackedData",
+    "collate_blocks",
+    "load_corpus",
+    "load_tokenizer",
+    "pack_documents",
+    "prepare_data",
+    "tokenizer_hash",
+    "train_tokenizer",
+]
+
 _MODULES = {
-    "Corpus": "corpus",
-    "DataConfig": "prepare",
-    "Document": "corpus",
-    "PackedBlocks": "packing",
-    "PackedData": "prepare",
-    "collate_blocks": "packing",
-    "load_corpus": "corpus",
-    "load_tokenizer": "tokenizer",
-    "pack_documents": "packing",
-    "prepare_data": "prepare",
-    "tokenizer_hash": "tokenizer",
-    "train_tokenizer": "tokenizer",
+    "corpus": ("Corpus", "Document", "load_corpus"),
+    "packing": ("PackedBlocks", "collate_blocks", "pack_documents"),
+    "prepare": ("DataConfig", "PackedData", "prepare_data"),
+    "tokenizer": ("load_tokenizer", "tokenizer_hash", "train_tokenizer"),
 }
-__all__ = sorted(_MODULES)
 
 if TYPE_CHECKING:
     from hf_muscaling.data.corpus import Corpus, Document, load_corpus
@@ -36,9 +42,10 @@ if TYPE_CHECKING:
 
 
 def __getattr__(name: str) -> Any:
-    if name not in _MODULES:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(import_module(f"{__name__}.{_MODULES[name]}"), name)
+    for module, names in _MODULES.items():
+        if name in names:
+            return getattr(import_module(f"{__name__}.{module}"), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 
 def __dir__() -> list[str]:

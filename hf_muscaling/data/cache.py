@@ -46,7 +46,7 @@ def make_folder(path: Path) -> None:
             raise PermissionError(13, "not writable")
     except OSError as error:
         raise DataError(
-            f"the cache folder {path} cannot be written ({error.strerror}); set HF_MUSCALING_CACHE or cache_dir to another"
+            f"the cache folder {path} cannot be written ({error.strerror}); set HF_MUSCALING_CACHE to another"
         ) from error
 
 

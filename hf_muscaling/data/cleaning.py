@@ -11,7 +11,64 @@ from collections.abc import Iterator
 PROSE_DIRECTIVES = {"note", "warning", "tip", "important", "seealso", "caution", "attention", "hint", "admonition"}
 # A sentence of English holds some of these; a signature, a table row or a list of names does not.
 FUNCTION_WORDS = frozenset(
-    ["a", "an", "and", "are", "as", "at", "be", "been", "but", "by", "can", "do", "does", "for", "from", "has", "have", "if", "in", "into", "is", "it", "its", "may", "must", "no", "not", "of", "on", "or", "other", "same", "should", "so", "such", "than", "that", "the", "their", "then", "there", "these", "they", "this", "to", "use", "used", "uses", "was", "when", "where", "which", "will", "with", "you", "your"]
+    [
+        "a",
+        "an",
+        "and",
+        "are",
+        "as",
+        "at",
+        "be",
+        "been",
+        "but",
+        "by",
+        "can",
+        "do",
+        "does",
+        "for",
+        "from",
+        "has",
+        "have",
+        "if",
+        "in",
+        "into",
+        "is",
+        "it",
+        "its",
+        "may",
+        "must",
+        "no",
+        "not",
+        "of",
+        "on",
+        "or",
+        "other",
+        "same",
+        "should",
+        "so",
+        "such",
+        "than",
+        "that",
+        "the",
+        "their",
+        "then",
+        "there",
+        "these",
+        "they",
+        "this",
+        "to",
+        "use",
+        "used",
+        "uses",
+        "was",
+        "when",
+        "where",
+        "which",
+        "will",
+        "with",
+        "you",
+        "your",
+    ]
 )
 
 # A run of comment lines, or a string; all branches start with a literal, which keeps the search fast.
@@ -45,7 +102,7 @@ _INLINE = [
     (re.compile(r"^([-*+•]|\d{1,2}[.)])\s+"), ""),
     (re.compile(r"^:(?:param|arg|type|raises?|keyword|ivar|cvar|var)\s+(?:[\w.]+\s+)?(\**\w+):"), r"\1:"),
     (re.compile(r"^:(?:returns?|rtype|yields?):\s*"), ""),
-    (re.compile(r"^([\w*, .]{1,40}) ?\([^()]*(?:\([^()]*\)[^()]*)*\) ?:"), r"\1:"),  # `x (type, *optional*): …`
+    (re.compile(r"^([\w*, .]{1,40}?) ?\([^()]*(?:\([^()]*\)[^()]*)*\) ?:"), r"\1:"),  # `x (type, *optional*): …`
     (re.compile(r"\s+"), " "),
 ]
 
@@ -116,7 +173,7 @@ def _units(lines: Iterator[str]) -> Iterator[list[str]]:
     for raw in lines:
         line = raw.strip()
         indent = len(raw) - len(raw.lstrip())
-        back = bool(unit) and indent <= first and last > first  # back from a hanging indent
+        back = bool(unit) and (indent < first or indent == first < last)  # out of an indent, or from a hanging one
         header = len(unit) == 1 and indent > first and bool(_FIELD_HEADER.match(unit[0]))
         if unit and (not line or back or header or _ITEM.match(line)):
             yield unit
@@ -155,9 +212,9 @@ def documentation(source: str, *, comments: bool = False) -> list[str]:
                 found.append(_COMMENT_MARK.sub("", text))
         elif len(text) > 40 and text[1] == text[0] == text[2]:
             prefix = source[max(0, match.start() - 2) : match.start()].lower()
-            if prefix[-1:] in "fb" or prefix in ("fr", "br"):
+            if prefix.endswith(("f", "b", "fr", "br")):
                 continue  # templates and bytes
-            found.append(text[3:-3] if "r" in prefix[-1:] else _unescape(text[3:-3]))
+            found.append(text[3:-3] if prefix.endswith("r") else _unescape(text[3:-3]))
     return found
 
 

@@ -62,14 +62,14 @@ def _grams(paragraphs: Sequence[str], names_alike: bool) -> tuple[NDArray[np.uin
         flat.extend([ids.setdefault(word, len(ids)) for word in words])
         flat.extend([0] * (N - len(words)))
         words_in.append(max(N, len(words)))
-    words = np.array(flat, dtype=np.uint64)
+    numbers = np.array(flat, dtype=np.uint64)
     lengths = np.array(words_in, dtype=np.int64)
-    hashes = np.zeros(len(words) - N + 1, dtype=np.uint64)
+    hashes = np.zeros(len(numbers) - N + 1, dtype=np.uint64)
     for i in range(N):  # a polynomial hash modulo 2^64; odd multiplier, mixed at each step
-        hashes = (hashes ^ words[i : len(words) - N + 1 + i]) * np.uint64(0x9E3779B97F4A7C15)
+        hashes = (hashes ^ numbers[i : len(numbers) - N + 1 + i]) * np.uint64(0x9E3779B97F4A7C15)
         hashes ^= hashes >> np.uint64(29)
     starts = np.cumsum(lengths) - lengths
-    within = np.arange(len(words)) - np.repeat(starts, lengths) <= np.repeat(lengths, lengths) - N
+    within = np.arange(len(numbers)) - np.repeat(starts, lengths) <= np.repeat(lengths, lengths) - N
     return hashes[within[: len(hashes)]], lengths - N + 1
 
 

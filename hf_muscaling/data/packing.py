@@ -120,10 +120,9 @@ class PackedBlocks(torch.utils.data.Dataset):
             DataError: a file is missing, unreadable, or not what was recorded.
         """
         folder = Path(path)
-        mode = "r" if memory_map else None
         try:
             record = json.loads((folder / "blocks.json").read_text(encoding="utf-8"))
-            blocks = np.load(folder / "blocks.npy", mmap_mode=mode, allow_pickle=False)
+            blocks = np.load(folder / "blocks.npy", mmap_mode="r" if memory_map else None, allow_pickle=False)
             domains = None
             if record["domains_sha256"] is not None:
                 domains = np.load(folder / "domains.npy", allow_pickle=False)
@@ -240,11 +239,11 @@ def _encode(
     backend.no_padding()
     backend.no_truncation()
     backend.encode_special_tokens = True
-    eos = np.array([tokenizer.eos_token_id], dtype=dtype)
+    eos: NDArray[Any] = np.array([tokenizer.eos_token_id], dtype=dtype)
     remaining = iter(documents)
     while batch := list(islice(remaining, DOCUMENTS_AT_ONCE)):
         encodings = backend.encode_batch_fast([document.text for document in batch], add_special_tokens=False)
-        for document, encoding in zip(batch, encodings):
+        for document, encoding in zip(batch, encodings, strict=True):
             yield document, np.concatenate([np.array(encoding.ids, dtype=dtype), eos])
 
 

@@ -101,10 +101,10 @@ def prepare_data(
     cache_dir: str | os.PathLike[str] | None = None,
     progress: bool = True,
 ) -> PackedData:
-    """Return ⌈train_tokens / block_size⌉ training blocks without repeats and a fixed held-out set of other documents.
+    """Return ⌈train_tokens/block_size⌉ training blocks without repeats, and held-out blocks of other documents.
 
-    A longer run's blocks begin with a shorter one's. The result is cached, checked by its hash when it is read again, and
-    may be asked for by several processes at once.
+    A longer run's blocks begin with a shorter one's. The result is cached, checked by its hash when read again, and may
+    be asked for by several processes at once.
 
     Args:
         train_tokens: tokens the longest run needs.

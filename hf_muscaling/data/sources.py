@@ -100,18 +100,22 @@ class EmbeddedSource:
         ]
 
     def documents(self, part: str, seed: int) -> Iterator[Document]:
+        """Yield one part of the files' texts, wholly shuffled."""
         documents = [document for corpus in self._corpora for document in corpus.documents]
         # The same file is on one side in every domain: its code and its docstrings are about the same things.
         side = [document for document in documents if is_heldout(document.name) == (part == "heldout")]
         return shuffled(side, seed, window=max(1, len(side)))
 
     def sample(self) -> Iterator[Document]:
+        """Yield training documents in the order of seed 0."""
         return self.documents("train", seed=0)
 
     def identity(self) -> dict[str, Any]:
+        """Return the keys of the corpora: their format and versions."""
         return {"embedded": {domain: corpus_key(domain) for domain in sorted(self.domains)}}
 
     def describe(self) -> dict[str, Any]:
+        """Return the sha256, size, repetition and versions of each corpus."""
         return {
             "source": "embedded",
             "domains": sorted(self.domains),
@@ -136,16 +140,20 @@ class FileSource:
     text_column: str = "text"
 
     def documents(self, part: str, seed: int) -> Iterator[Document]:
+        """Yield one part of the files' documents, shuffled in windows."""
         return shuffled(_side(chain.from_iterable(map(self._read, self.files)), part), seed)
 
     def sample(self) -> Iterator[Document]:
+        """Yield training documents in the order of seed 0."""
         return self.documents("train", seed=0)
 
     def identity(self) -> dict[str, Any]:
+        """Return names, sizes and modification times."""
         stats = [(path.name, path.stat()) for path in self.files]
         return {"files": [(name, stat.st_size, stat.st_mtime_ns) for name, stat in stats], "column": self.text_column}
 
     def describe(self) -> dict[str, Any]:
+        """Return names and sizes, no folders."""
         return {"source": "files", "files": [{"name": path.name, "bytes": path.stat().st_size} for path in self.files]}
 
     def _read(self, path: Path) -> Iterator[Document]:
@@ -185,6 +193,7 @@ class HubSource:
     text_column: str = "text"
 
     def documents(self, part: str, seed: int) -> Iterator[Document]:
+        """Yield one part of the stream; only training documents are shuffled."""
         if part == "heldout":
             # In the order of the stream: shuffling one document in 20 would read 200,000 of them.
             if self.heldout_split:
@@ -195,12 +204,15 @@ class HubSource:
         return shuffled(_side(self._read(self.split), "train"), seed)
 
     def sample(self) -> Iterator[Document]:
+        """Yield training documents in the order of seed 0."""
         return self.documents("train", seed=0)
 
     def identity(self) -> dict[str, Any]:
+        """Return the settings; a revision that is not pinned is looked up when the data is packed."""
         return {"hub": [self.dataset, self.config, self.revision, self.split, self.heldout_split, self.text_column]}
 
     def describe(self) -> dict[str, Any]:
+        """Return the settings with the commit that was read."""
         local = Path(self.dataset).is_dir()
         return {
             "source": Path(self.dataset).name if local else self.dataset,
@@ -236,25 +248,25 @@ class HubSource:
 @contextmanager
 def _hub_errors(where: str, split: str) -> Iterator[None]:
     """Turn what `datasets` and the Hub's client raise into errors that say what to do."""
-    from datasets.exceptions import DatasetNotFoundError, DatasetsError
-    from huggingface_hub.errors import HfHubHTTPError, OfflineModeIsEnabled
+    from datasets.exceptions import DatasetNotFoundError
+    from huggingface_hub.errors import RepositoryNotFoundError, RevisionNotFoundError
 
     try:
         yield
     except (DataError, GeneratorExit):
         raise
-    except DatasetNotFoundError as error:
+    except (DatasetNotFoundError, RepositoryNotFoundError, RevisionNotFoundError) as error:
         raise DataError(
             f"{where} is not on the Hub, is private, or its revision does not exist ({_first_line(error)}); check the "
             f"name, log in with `hf auth login`, or {EVERYWHERE}"
         ) from error
-    except (ConnectionError, OfflineModeIsEnabled, HfHubHTTPError, TimeoutError) as error:
-        raise DataError(f"the Hub cannot be reached for {where} ({type(error).__name__}); {EVERYWHERE}") from error
-    except (ValueError, KeyError, RuntimeError, OSError, DatasetsError) as error:
-        if isinstance(error, OSError) or "httpx" in type(error).__module__:
+    except Exception as error:  # of datasets, the Hub's client, its HTTP library, and the readers of every format
+        client = type(error).__module__.partition(".")[0]
+        if isinstance(error, ConnectionError | TimeoutError) or client.startswith(("http", "requests", "aiohttp")):
             raise DataError(f"the Hub cannot be reached for {where} ({type(error).__name__}); {EVERYWHERE}") from error
         raise DataError(
-            f"{where}, split {split!r}, cannot be loaded: {_first_line(error)}; check dataset_config and split"
+            f"{where}, split {split!r}, cannot be loaded ({type(error).__name__}: {_first_line(error)}); check "
+            f"dataset_config and split, or {EVERYWHERE}"
         ) from error
 
 
@@ -305,8 +317,8 @@ def _column(rows: Iterable[dict[str, Any]], column: str, where: str) -> Iterator
             continue
         if not isinstance(text, str):
             raise DataError(
-                f"column {column!r} of {where} holds {type(text).__name__}, not text; set text_column (--text-column) to "
-                f"another of {', '.join(map(repr, sorted(row)))}"
+                f"column {column!r} of {where} holds {type(text).__name__}, not text; set text_column (--text-column) "
+                f"to another of {', '.join(map(repr, sorted(row)))}"
             )
         if text.strip():
             yield text

@@ -77,7 +77,7 @@ def load_tokenizer(name: str) -> PreTrainedTokenizerFast:
     Raises:
         DataError: there is none of this name, it is not fast, or it has no eos token.
     """
-    from transformers import AutoTokenizer
+    from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
     try:
         tokenizer = AutoTokenizer.from_pretrained(name, trust_remote_code=False)
@@ -86,7 +86,7 @@ def load_tokenizer(name: str) -> PreTrainedTokenizerFast:
             f"no tokenizer could be loaded from {name!r} ({type(error).__name__}); give a folder written by "
             "save_pretrained, a Hub name, or none to train one on the data"
         ) from error
-    if not tokenizer.is_fast:
+    if not isinstance(tokenizer, PreTrainedTokenizerFast):
         raise DataError(f"the tokenizer {name!r} is not a fast one; convert it, or give none to train one on the data")
     if tokenizer.eos_token_id is None:
         raise DataError(

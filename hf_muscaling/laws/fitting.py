@@ -8,8 +8,10 @@ the end from a damped Newton method. All arrays carry a leading axis `m` of inde
 from __future__ import annotations
 
 from dataclasses import dataclass
+from itertools import combinations
 
 import numpy as np
+from scipy.optimize import minimize as simplex
 
 from ..errors import ConfigurationError
 
@@ -19,7 +21,8 @@ OBJECTIVES = {
     "lad": "sum of |log L_fit - log L|, least absolute deviation",
 }
 DELTA = 1e-3
-_CONTINUATION = {"huber": (0.03, 0.005, DELTA), "least_squares": (None,), "lad": (0.03, 0.005, 1e-3, 1e-4, 1e-5, 1e-6, 1e-7)}
+_PROFILE: dict[str, tuple[float | None, ...]] = {"huber": (0.03, 0.005, DELTA), "least_squares": (None,), "lad": (0.03, 0.005, 1e-3)}
+_POLISH: dict[str, tuple[float | None, ...]] = {"huber": (DELTA,), "least_squares": (None,), "lad": (1e-3, 1e-4, 1e-5, 1e-6, 1e-7)}
 
 
 def check_objective(objective: str, allowed: tuple[str, ...]) -> str:
@@ -91,8 +94,12 @@ def _derivatives(problem: Problem, theta: np.ndarray, delta: float | None) -> tu
     return value, gradient, hessian
 
 
-def newton(problem: Problem, theta: np.ndarray, delta: float | None, free: np.ndarray | None = None, steps: int = 60) -> np.ndarray:
-    """Minimise from every row of `theta` at once: damped Newton on |Hessian|, parameters clipped to their bounds, `free` ones moved."""
+def newton(problem: Problem, theta: np.ndarray, delta: float | None, free: np.ndarray | None = None, steps: int = 60,
+           tolerance: float = 1e-14) -> np.ndarray:
+    """Minimise from every row of `theta` at once: damped Newton on |Hessian|, parameters clipped to their bounds, `free` ones moved.
+
+    A row stops when the decrease that Newton's model still promises is below `tolerance` of its value.
+    """
     theta = np.clip(theta, problem.low, problem.high)
     p = theta.shape[1]
     free = np.ones(p, bool) if free is None else free
@@ -104,19 +111,21 @@ def newton(problem: Problem, theta: np.ndarray, delta: float | None, free: np.nd
         held = ~free | ((t <= problem.low) & (g > 0)) | ((t >= problem.high) & (g < 0))
         g = np.where(held, 0.0, g)
         h = np.where(held[:, :, None] | held[:, None, :], np.eye(p) * 1.0, h)
-        scale = np.sqrt(np.maximum(np.abs(np.einsum("mii->mi", h)), 1e-300))
+        scale = np.abs(np.einsum("mii->mi", h))
+        scale = np.sqrt(np.maximum(scale, 1e-20 * scale.max(1, keepdims=True) + 1e-60))
         eigen, vectors = np.linalg.eigh(h / scale[:, :, None] / scale[:, None, :])
         along = np.einsum("mij,mi->mj", vectors, g / scale)
-        step = -np.einsum("mij,mj->mi", vectors, along / (np.abs(eigen) + damping[live, None])) / scale
+        curvature = np.abs(eigen) + damping[live, None]
+        step = -np.einsum("mij,mj->mi", vectors, along / curvature) / scale
+        promised = 0.5 * np.sum(along**2 / curvature, 1)
         tried = np.clip(t + np.clip(step, -3, 3), problem.low, problem.high)
         new, new_gradient, new_hessian = _derivatives(problem, tried, delta)
         better = new < value[live]
-        gain = np.where(better, value[live] - new, 0.0)
         kept = live[better]
         theta[kept], value[kept] = tried[better], new[better]
         gradient[kept], hessian[kept] = new_gradient[better], new_hessian[better]
         damping[live] = np.where(better, damping[live] * 0.1, damping[live] * 10)
-        done = (better & (gain <= 1e-15 * value[live])) | (damping[live] > 1e8) | (np.abs(g / scale).max(1) == 0)
+        done = (promised <= tolerance * np.maximum(value[live], 1e-300)) | (damping[live] > 1e8)
         live = live[~done]
         if not len(live):
             break
@@ -125,29 +134,20 @@ def newton(problem: Problem, theta: np.ndarray, delta: float | None, free: np.nd
 
 
 def minimise(problem: Problem, starts: np.ndarray, objective: str) -> tuple[np.ndarray, float]:
-    """The best end point (p,) and its objective, from every start at once, with the Huber width lowered step by step."""
+    """The best end point (p,) and its objective, from every start at once."""
     theta = starts
-    for delta in _CONTINUATION[objective]:
+    for delta in _POLISH[objective]:
         theta = newton(problem, theta, delta)
-    if objective == "lad":
-        theta = np.concatenate([theta, _through_points(problem, theta)])
+    theta = np.concatenate([starts, theta])
     values = problem.value(theta, objective)
     best = int(np.nanargmin(values))
+    if objective != "least_squares" and len(problem.loss) <= 2000:  # kinks where rows enter and leave the inside: finish without derivatives
+        for _ in range(2):
+            end = simplex(lambda t: float(problem.value(np.clip(t, problem.low, problem.high)[None], objective)[0]), theta[best],
+                          method="Nelder-Mead", options={"xatol": 1e-10, "fatol": 1e-15, "maxiter": 400})
+            if end.fun < values[best]:
+                theta[best], values[best] = np.clip(end.x, problem.low, problem.high), end.fun
     return theta[best], float(values[best])
-
-
-def _through_points(problem: Problem, theta: np.ndarray) -> np.ndarray:
-    """Move each solution onto the p rows it nearly passes through: where an optimum of least absolute deviation usually lies."""
-    out = theta.copy()
-    p = theta.shape[1]
-    for row in out:
-        for _ in range(8):
-            log, share = _log_loss(problem, row[None])
-            r = log[0] - np.log(problem.loss)
-            near = np.argsort(np.abs(r))[:p]
-            step = np.linalg.lstsq((share[0][:, problem.term] * problem.x)[near], -r[near], rcond=None)[0]
-            row[:] = np.clip(row + np.clip(step, -0.1, 0.1), problem.low, problem.high)
-    return out
 
 
 def power_problem(x: np.ndarray, loss: np.ndarray, weight: np.ndarray, bounds: tuple[float, float]) -> tuple[Problem, float]:
@@ -165,25 +165,78 @@ def fit_power(x: np.ndarray, loss: np.ndarray, weight: np.ndarray, objective: st
               grid: int = 96) -> tuple[float, float, float, float]:
     """The global optimum (a, b, c, objective) of `L = a·(x/scale)^b + c`, with scale the geometric mean of x, a > 0 and c ≥ 0.
 
-    For each b on a grid the objective is minimised over (a, c); every local minimum of that profile then starts Newton's method on all
-    three parameters. The edge c = 0 is solved on its own and wins ties.
+    For each b on a grid the objective is minimised over (a, c), the Huber width lowered step by step; every local minimum of that
+    profile, and for "lad" the best curves through two rows, then start Newton's method on all three parameters. The edge
+    c = 0 is solved on its own and wins ties.
     """
     problem, scale = power_problem(x, loss, weight, bounds)
     coarse = problem if len(x) <= 600 else _thinned(problem)
     b = -np.exp(np.linspace(np.log(-bounds[1]), np.log(-bounds[0]), grid))
-    starts = _project(coarse, b)
-    fixed = np.array([True, False, True])
-    for delta in _CONTINUATION[objective][:3]:
-        starts = newton(coarse, starts, delta, free=fixed, steps=25)
-    profile = coarse.value(starts, objective)
-    left, right = np.r_[np.inf, profile[:-1]], np.r_[profile[1:], np.inf]
-    best = np.argsort(np.where((profile <= left) & (profile <= right), profile, np.inf))[:6]
-    theta, value = minimise(problem, starts[best], objective)
+    starts = _profile(coarse, _project(coarse, b), objective)
+    best = _dips(coarse, starts, objective, 6)
+    if objective != "least_squares":
+        finer = np.exp(np.linspace(-1, 1, 17) * np.log(b[1] / b[0]))
+        fine = np.repeat(best[:4], 17, 0)
+        fine[:, 1] = np.clip(fine[:, 1] * np.tile(finer, len(best[:4])), *bounds)
+        best = np.concatenate([best, _dips(coarse, _profile(coarse, fine, objective), objective, 8)])
+    if objective == "lad" and len(x) <= 32:
+        best = np.concatenate([best, _least_absolute(problem, b)])
     edge = Problem(problem.x[:, :2], np.array([0, 0]), loss, weight, problem.low[:2], problem.high[:2])
-    theta_edge, value_edge = minimise(edge, starts[np.argsort(profile)[:3], :2], objective)
+    on_edge = best[:3, :2]
+    if coarse is not problem:
+        best, on_edge = minimise(coarse, best, objective)[0][None], on_edge[:1]
+    theta, value = minimise(problem, best, objective)
+    theta_edge, value_edge = minimise(edge, on_edge, objective)
     if value_edge <= value * (1 + 1e-12):
         return float(np.exp(theta_edge[0])), float(theta_edge[1]), 0.0, value_edge
     return float(np.exp(theta[0])), float(theta[1]), float(np.exp(theta[2])), value
+
+
+def _profile(problem: Problem, theta: np.ndarray, objective: str) -> np.ndarray:
+    """Minimise over (a, c) with b held at each row's own value."""
+    for delta in _PROFILE[objective]:
+        theta = newton(problem, theta, delta, free=np.array([True, False, True]), steps=25, tolerance=1e-8)
+    return theta
+
+
+def _dips(problem: Problem, theta: np.ndarray, objective: str, kept: int) -> np.ndarray:
+    """The lowest local minima of a profile along its rows."""
+    value = problem.value(theta, objective)
+    left, right = np.r_[np.inf, value[:-1]], np.r_[value[1:], np.inf]
+    dips = np.flatnonzero((value <= left) & (value <= right))
+    return theta[dips[np.argsort(value[dips])[:kept]]]
+
+
+def _least_absolute(problem: Problem, b: np.ndarray, kept: int = 6, rounds: int = 8) -> np.ndarray:
+    """The best curves of least absolute deviation, by b: for a given b the optimal (a, c) passes through two rows, so all pairs are tried.
+
+    The `kept` best local minima over the grid of b are narrowed eightfold in every round.
+    """
+    i, j = np.array(list(combinations(range(len(problem.loss)), 2))).T
+    z, y = problem.x[:, 1], problem.loss
+    i, j = np.where(z[i] <= z[j], i, j), np.where(z[i] <= z[j], j, i)
+    falls = (z[i] < z[j]) & (y[i] > y[j])
+    i, j = i[falls], j[falls]
+
+    def through(b: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        power = np.exp(b[:, None] * z)
+        a = (y[i] - y[j]) / (power[:, i] - power[:, j])
+        c = y[i] - a * power[:, i]
+        theta = np.stack([np.log(a), np.broadcast_to(b[:, None], a.shape), np.log(np.maximum(c, 1e-11 * y.min()))], -1)
+        value = np.stack([problem.value(t, "lad") for t in theta])
+        best = value.argmin(1)
+        return theta[np.arange(len(b)), best], value[np.arange(len(b)), best]
+
+    if not len(i):
+        return np.empty((0, 3))
+    theta = _dips(problem, through(b)[0], "lad", kept)
+    step = abs(np.log(b[1] / b[0]))
+    for _ in range(rounds):
+        near = -np.exp(np.log(-theta[:, 1:2]) + step * np.linspace(-1, 1, 17))
+        tried, value = through(np.clip(near, problem.low[1], problem.high[1]).ravel())
+        theta = tried.reshape(len(theta), 17, 3)[np.arange(len(theta)), value.reshape(-1, 17).argmin(1)]
+        step /= 8
+    return theta
 
 
 def _project(problem: Problem, b: np.ndarray) -> np.ndarray:

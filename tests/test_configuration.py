@@ -1,0 +1,98 @@
+"""YAML and flags: flags win, unknown keys are refused, types are right."""
+
+from pathlib import Path
+
+import pytest
+
+from hf_muscaling.configuration import parse_experiment
+from hf_muscaling.errors import ConfigurationError
+
+CONFIGS = Path(__file__).parents[1] / "recipes" / "configs"
+
+
+def _file(tmp_path, text) -> list[str]:
+    path = tmp_path / "experiment.yaml"
+    path.write_text(text, encoding="utf-8")
+    return ["--config", str(path)]
+
+
+def test_flags_win_over_the_file(tmp_path):
+    given = _file(tmp_path, "learning_rates: [2e-3, 4e-3]\nsteps: 100\nverify: true\n")
+    config, _ = parse_experiment([*given, "--steps", "50"])
+    assert (config.learning_rates, config.steps, config.verify) == ([0.002, 0.004], 50, True)
+
+
+def test_model_fields_from_file_and_flag(tmp_path):
+    config, _ = parse_experiment(_file(tmp_path, "model_fields: {attention_bias: true}"))
+    assert config.base_config().attention_bias is True
+    config, _ = parse_experiment(["--model_fields", "{attention_bias: true}"])
+    assert config.base_config().attention_bias is True
+    config, _ = parse_experiment(["--model_fields", "{attention_biass: true}"])
+    with pytest.raises(ConfigurationError, match="no field attention_biass"):
+        config.base_config()
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("stepz: 3", "unknown key 'stepz'; did you mean 'steps'"),
+        ("zzz: 3", "unknown key 'zzz'; known keys"),
+        ("steps: many", "steps must be int, got 'many'"),
+        ("steps: 2.5", "steps must be a whole number"),
+        ("steps: true", "steps must be int"),
+        ("learning_rates: 3", "learning_rates must be a list"),
+        ("learning_rates: [a]", "learning_rates must be float, got 'a'"),
+        ("verify: 3", "verify must be bool"),
+        ("- a", "must hold 'key: value' lines"),
+        ("a: [", "not valid YAML"),
+        ("!!python/object/apply:os.system [echo]", "not valid YAML"),
+    ],
+)
+def test_bad_files(tmp_path, text, message):
+    with pytest.raises(ConfigurationError, match=message):
+        parse_experiment(_file(tmp_path, text))
+
+
+def test_a_missing_file():
+    with pytest.raises(ConfigurationError, match=r"nowhere\.yaml does not exist"):
+        parse_experiment(["--config", "nowhere.yaml"])
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["--steps", "0"], "steps must be positive"),
+        (["--widths", "32", "48"], "at least three widths"),
+        (["--widths", "32", "32", "48"], "distinct positive"),
+        (["--widths", "32", "48", "64", "--target_width", "64"], "predict a width not trained"),
+        (["--learning_rates", "-1"], "distinct positive"),
+        (["--level", "1.5"], "must lie between 0 and 1"),
+        (["--count", "some"], "count='some' is unknown"),
+    ],
+)
+def test_impossible_settings(flags, message):
+    with pytest.raises(ConfigurationError, match=message):
+        parse_experiment(flags)
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["--base_width", "40"], "base_width=40 is not divisible by head_size=16"),
+        (["--widths", "32", "40", "64"], "a width must be a multiple of 16; the nearest are 32 and 48"),
+        (["--target_width", "200"], "multiple of 16"),
+        (["--architecture", "mamba"], "architecture='mamba' is unknown; use one of gpt2, llama"),
+        (["--zero_readout", "--tie_word_embeddings"], "would zero the input embedding"),
+        (["--parametrization", "ntk"], "'ntk' is unknown"),
+    ],
+)
+def test_impossible_models_are_refused_before_training(flags, message):
+    config, _ = parse_experiment(flags)
+    with pytest.raises(ConfigurationError, match=message):
+        config.base_config()
+
+
+@pytest.mark.parametrize("path", sorted(CONFIGS.glob("*.yaml")), ids=lambda p: p.stem)
+def test_shipped_configs_are_possible(path):
+    config, _ = parse_experiment(["--config", str(path)])
+    assert config.base_config().is_base

@@ -1,0 +1,158 @@
+"""The main job, small: grid → transfer → proxies → law → prediction → report; interrupted, refused, repeated."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+import warnings
+from pathlib import Path
+
+import pytest
+
+from hf_muscaling import PowerLaw, Series
+from hf_muscaling.cli import main
+from hf_muscaling.configuration import parse_experiment
+from hf_muscaling.errors import TrainingError
+from hf_muscaling.experiment import best_of_grid, run_experiment
+from hf_muscaling.trainer import MuTrainer
+from tests.series_helpers import flags, tiny_experiment
+
+RECIPE = Path(__file__).parents[1] / "recipes" / "run_series.py"
+
+
+@pytest.fixture(autouse=True)
+def _own_cache(tmp_path, monkeypatch):
+    monkeypatch.setenv("HF_MUSCALING_CACHE", str(tmp_path / "cache"))
+
+
+@pytest.fixture
+def quiet():
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        yield
+
+
+def test_flags_describe_a_configuration(tmp_path):
+    config = tiny_experiment(tmp_path)
+    assert parse_experiment(flags(config))[0] == config
+
+
+@pytest.mark.parametrize("architecture", ["llama", "gpt2"])
+def test_the_whole_job(tmp_path, quiet, architecture, monkeypatch):
+    config = tiny_experiment(tmp_path, architecture=architecture, verify=True, seeds=2)
+    result = run_experiment(config, progress=False)
+    folder = Path(config.output_dir)
+    written = {p.name for p in folder.iterdir()}
+    assert written >= {
+        "report.md", "law.json", "runs.jsonl", "prediction.json", "experiment.json",
+        "law.png", "curves.png", "landscape.png",
+    }  # fmt: skip
+    assert [(r.width, r.seed) for r in result.proxies] == [(w, s) for w in config.widths for s in (0, 1)]
+    assert result.best.lr in config.learning_rates
+    assert {run.lr for run in result.proxies} == {result.best.lr}
+    assert result.actual == result.targets[0].loss
+    assert len({run.data_hash for run in [*result.grid, *result.proxies, *result.targets]}) == 1
+
+    prediction = json.loads((folder / "prediction.json").read_text())
+    assert prediction["loss"] == result.prediction.loss
+    assert prediction["relative_error"] == pytest.approx(result.prediction.loss / result.actual - 1)
+    assert PowerLaw.from_json(folder / "law.json").predict(N=result.target_N).loss == result.prediction.loss
+    series = Series.from_jsonl(folder / "runs.jsonl")
+    # the best grid run is the base width's first proxy: trained once, listed once
+    assert len(series) == 2 + 2 * len(config.widths) - 1 + 1
+    report = (folder / "report.md").read_text()
+    for word in ("Predicted loss", "interval", "Actual loss", "Eq. 1", "data sha256", "law.png", "held-out loss"):
+        assert word in report
+    assert str(tmp_path) not in report.replace(config.output_dir, "")
+
+    def train(self, *a, **k):
+        raise AssertionError("trained again")
+
+    monkeypatch.setattr(MuTrainer, "train", train)
+    before = (folder / "law.png").read_bytes()
+    again = run_experiment(config, progress=False)
+    assert (again.prediction.loss, again.prediction.low, again.actual) == (
+        result.prediction.loss, result.prediction.low, result.actual,
+    )  # fmt: skip
+    assert (folder / "law.png").read_bytes() == before
+
+
+def test_the_law_can_leave_embeddings_out(tmp_path, quiet):
+    config = tiny_experiment(tmp_path, count="non_embedding", learning_rates=[1e-2])
+    result = run_experiment(config, progress=False)
+    assert result.law.range_["N"][1] == max(run.N_non_embedding for run in result.proxies)
+    assert json.loads((Path(config.output_dir) / "prediction.json").read_text())["count"] == "non_embedding"
+
+
+def test_a_grid_where_every_run_diverges(tmp_path):
+    config = tiny_experiment(tmp_path, learning_rates=[1e4, 1e5], max_grad_norm=0.0)
+    with pytest.raises(TrainingError, match=r"Every run of the grid diverged.*Lower the learning rates"):
+        run_experiment(config, progress=False)
+    records = list(Path(config.output_dir).glob("runs/*/run.json"))
+    assert len(records) == 2
+
+
+def test_a_diverged_grid_run_is_never_the_best(tmp_path, quiet):
+    config = tiny_experiment(tmp_path, learning_rates=[1e-2, 1e5], max_grad_norm=0.0)
+    assert run_experiment(config, progress=False).best.lr == 1e-2
+
+
+def test_the_edge_of_the_grid_is_pointed_out(tmp_path, quiet, caplog):
+    config = tiny_experiment(tmp_path, learning_rates=[1e-5, 1e-4, 1e-2])
+    result = run_experiment(config, progress=False)
+    assert result.best.lr == 1e-2
+    assert "at the edge of the grid" in caplog.text
+    assert best_of_grid(result.grid, config) is not None
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--widths", "16", "20", "32"], "a width must be a multiple of 8"),
+        (["--data_files", "nowhere.txt"], "nowhere.txt"),
+        (["--text_column", "body"], "body"),
+        (["--steps", "100000"], "tokens"),
+        (["--config", "nowhere.yaml"], "does not exist"),
+        (["--batch_size", "9", "--accumulation_steps", "2"], "multiple of 2"),
+    ],
+)
+def test_bad_input_is_one_paragraph_and_no_traceback(tmp_path, capsys, words, message):
+    assert main(["run-series", *flags(tiny_experiment(tmp_path)), *words]) == 2
+    shown = capsys.readouterr().err
+    assert message in shown
+    assert "Traceback" not in shown
+    assert not list((tmp_path / "out").glob("runs/*/run.json"))
+
+
+def test_an_output_folder_that_cannot_be(tmp_path, capsys):
+    (tmp_path / "file").write_text("x")
+    assert main(["run-series", *flags(tiny_experiment(tmp_path, output_dir=str(tmp_path / "file" / "out")))]) == 2
+    assert "cannot be written to" in capsys.readouterr().err
+
+
+@pytest.mark.slow
+def test_the_recipe_survives_kill_9_at_any_moment(tmp_path):
+    """Killed after 6, 9 and 12 seconds, in whatever phase that is, the command ends with the undisturbed numbers."""
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "HF_MUSCALING_CACHE": str(tmp_path / "cache")}
+    settings = {"steps": 40, "checkpoint_steps": 10, "verify": True}
+    whole = tiny_experiment(tmp_path, output_dir=str(tmp_path / "whole"), **settings)
+    subprocess.run([sys.executable, RECIPE, *flags(whole)], check=True, env=environment, capture_output=True)
+    killed = tiny_experiment(tmp_path, output_dir=str(tmp_path / "killed"), **settings)
+    kills = 0
+    for seconds in (6.0, 9.0, 12.0):
+        process = subprocess.Popen([sys.executable, RECIPE, *flags(killed)], env=environment, stderr=subprocess.DEVNULL)
+        time.sleep(seconds)
+        if process.poll() is None:
+            process.send_signal(signal.SIGKILL)
+            kills += 1
+        process.wait()
+    assert kills
+    subprocess.run([sys.executable, RECIPE, *flags(killed)], check=True, env=environment, capture_output=True)
+    for name in ("whole", "killed"):
+        assert (tmp_path / name / "report.md").exists()
+    runs = [Series.from_jsonl(tmp_path / name / "runs.jsonl") for name in ("whole", "killed")]
+    assert [(r.run_id, r.loss, r.curve) for r in runs[0]] == [(r.run_id, r.loss, r.curve) for r in runs[1]]
+    predictions = [json.loads((tmp_path / name / "prediction.json").read_text()) for name in ("whole", "killed")]
+    assert predictions[0] == predictions[1]
