@@ -24,7 +24,7 @@ def meta_model(config: Any) -> "nn.Module":
 def count_parameters(config_or_model: Any, count: Count = "total") -> int:
     """Return N, the number of parameters (unit: 1), of a model or of the causal language model of a config.
 
-    * `total`: every parameter once, a tied embedding counted once (the N of Hoffmann et al., and of this project's laws);
+    * `total`: every parameter once, a tied embedding counted once (the N of Hoffmann et al. and of our laws);
     * `without_positions`: total without learned positions, nanoLM's N (its tables follow V·w + 12·l·w² + norms);
     * `non_embedding`: total without token embeddings, learned positions and the readout (Kaplan et al. 2020, §2.1).
 

@@ -1,4 +1,4 @@
-"""Plots of a series: loss curves, the learning-rate landscape, and the fit with its extrapolation. matplotlib lives here.
+"""Plots of a series: loss curves, the learning-rate landscape, the fit and its extrapolation. matplotlib lives here.
 
 Every function returns a matplotlib Figure that owns no global state; `save_figure` writes the same bytes twice.
 """
@@ -26,7 +26,7 @@ def save_figure(figure: Figure, path: str | os.PathLike[str]) -> None:
 
 
 def plot_loss_curves(runs: Sequence[Run], title: str = "Training loss of the series") -> Figure:
-    """Draw each run's training loss (nats per token) over tokens, one colour a width, and its held-out loss at the end."""
+    """Draw each run's training loss (nats per token) over tokens, one colour a width, and its held-out loss."""
     figure, axes = _axes()
     widths = sorted({run.width for run in runs})
     for run in runs:
@@ -49,7 +49,7 @@ def plot_loss_curves(runs: Sequence[Run], title: str = "Training loss of the ser
 
 
 def plot_landscape(grid: Sequence[Run], best: Run) -> Figure:
-    """Draw held-out loss (nats per token) over learning rate at base width, a line for each std and output multiplier."""
+    """Draw held-out loss (nats per token) over learning rate at base width, a line per std and output multiplier."""
     figure, axes = _axes()
     groups: dict[tuple[float, float], list[Run]] = {}
     for run in grid:

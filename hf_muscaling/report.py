@@ -57,10 +57,11 @@ def headline(result: "ExperimentResult") -> str:
     """Return the result in a few lines for the terminal."""
     p, c = result.prediction, result.config
     lines = [
-        f"Predicted loss of {c.architecture} at width {c.target_width} (N = {result.target_N:,}): {p.loss:.4f} nats per "
-        f"token, {c.level:.0%} interval [{p.low:.4f}, {p.high:.4f}]",
-        f"  from {len(result.proxies)} proxies of up to {_largest(result):,} parameters, {_beyond(result):.1f} times smaller, "
-        f"at learning rate {result.best.lr:.3g}; cost {result.cost_ratio:.0%} of training the target (nanoLM, Eq. 1)",
+        f"Predicted loss of {c.architecture} at width {c.target_width} (N = {result.target_N:,}): {p.loss:.4f} nats "
+        f"per token, {c.level:.0%} interval [{p.low:.4f}, {p.high:.4f}]",
+        f"  from {len(result.proxies)} proxies of up to {_largest(result):,} parameters, {_beyond(result):.1f} times "
+        f"smaller, at learning rate {result.best.lr:.3g}; cost {result.cost_ratio:.0%} of training the target "
+        "(nanoLM, Eq. 1)",
     ]
     if result.actual is not None:
         lines.append(
@@ -91,14 +92,16 @@ def report_text(result: "ExperimentResult") -> str:
         "",
         "## The runs",
         "",
-        f"Every run: {c.steps} steps of {c.batch_size} × {c.sequence_length} tokens ({result.best.D:,} tokens), the same "
-        f"batches in the same order (seed {c.seed}), {c.lr_scheduler} schedule with {c.warmup_steps} steps of warm-up. "
-        f"{c.num_hidden_layers} layers, head size {c.head_size}, base width {c.base_width}, parametrisation {c.parametrization}.",
+        f"Every run: {c.steps} steps of {c.batch_size} × {c.sequence_length} tokens ({result.best.D:,} tokens), the "
+        f"same batches in the same order (seed {c.seed}), {c.lr_scheduler} schedule with {c.warmup_steps} steps of "
+        "warm-up. "
+        f"{c.num_hidden_layers} layers, head size {c.head_size}, base width {c.base_width}, "
+        f"parametrisation {c.parametrization}.",
         "",
         *_run_table([*result.proxies, *result.targets]),
         "",
-        f"FLOPs are 6·N·D. The grid and the proxies cost {result.cost_ratio:.1%} of training the target once, counted by "
-        "nanoLM's formula M = 96·b·s·l·w²·(1 + s/(6w) + V/(16·l·w)) per step (its Eq. 1, every run counted once).",
+        f"FLOPs are 6·N·D. The grid and the proxies cost {result.cost_ratio:.1%} of training the target once, counted "
+        "by nanoLM's formula M = 96·b·s·l·w²·(1 + s/(6w) + V/(16·l·w)) per step (its Eq. 1, every run counted once).",
         "",
         "![Training loss of every run](curves.png)",
         "",

@@ -1,7 +1,7 @@
 """The plain record where training and laws meet: one `Run` a training run, a `Series` of them. Standard library only.
 
-Units: N in parameters, D in tokens, B in tokens per optimizer step, S in optimizer steps, C in FLOPs, losses in nats per
-token.
+Units: N in parameters, D in tokens, B in tokens per optimizer step, S in optimizer steps, C in FLOPs, losses in nats
+per token.
 """
 
 import hashlib
@@ -99,8 +99,8 @@ class Run:
             )
         if document.get("sha256") != _digest(document.get("run")):
             raise RecordError(
-                f"{path} was changed after the run finished (its checksum does not match). Restore the file, or move the "
-                "run's folder away so that it is trained again; all other finished runs stay as they are."
+                f"{path} was changed after the run finished (its checksum does not match). Restore the file, or move "
+                "the run's folder away so that it is trained again; all other finished runs stay as they are."
             )
         return cls.from_dict(document["run"])
 

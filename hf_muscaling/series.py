@@ -131,8 +131,8 @@ def writable_folder(path: str | os.PathLike[str]) -> Path:
         probe.unlink()
     except OSError as error:
         raise TrainingError(
-            f"The output folder {folder} cannot be written to ({error.strerror}): choose another one (--output_dir), or "
-            "make room and give yourself write permission."
+            f"The output folder {folder} cannot be written to ({error.strerror}): choose another one (--output_dir), "
+            "or make room and give yourself write permission."
         ) from error
     return folder
 

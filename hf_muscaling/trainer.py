@@ -7,8 +7,9 @@ from typing import Any
 
 import torch
 from torch import nn
+from torch.utils.data import DataLoader
 from transformers import Trainer, TrainerCallback, TrainingArguments
-from transformers.trainer_utils import TrainOutput
+from transformers.trainer_utils import EvalLoopOutput, TrainOutput, has_length
 
 from hf_muscaling.errors import ConfigurationError
 from hf_muscaling.models.base import require_mu_model
@@ -39,20 +40,21 @@ class MuTrainingArguments(TrainingArguments):
 class MuTrainer(Trainer):
     """Train a μP model; everything else is `transformers.Trainer`.
 
-    What differs: the optimizer always has the model's μP groups; the reported loss is the mean over predicted tokens
-    (nats per token) whatever the accumulation steps and processes; a NaN, or a loss that stays above its start, ends
-    the run with `diverged` set; `curve` holds step, tokens, loss, lr and grad_norm of every logged step.
+    What differs: the optimizer always has the model's μP groups; the reported loss, in training and evaluation, is the
+    mean over predicted tokens (nats per token) whatever the accumulation steps and processes; a NaN, or a loss that
+    stays above its start, ends the run with `diverged` set; `curve` holds step, tokens, loss, lr and grad_norm of every
+    logged step.
 
     Raises ConfigurationError for a model without a parametrisation, an optimizer whose groups are not μP's, or a
     scheduler that would flatten the groups' learning rates. Example:
 
-    >>> import torch
+    >>> import tempfile, torch
     >>> from hf_muscaling import MuLlamaConfig, MuLlamaForCausalLM, MuTrainer, MuTrainingArguments
     >>> base = MuLlamaConfig(vocab_size=64, hidden_size=32, intermediate_size=64, num_attention_heads=2,
     ...                      num_hidden_layers=1)
     >>> data = [{"input_ids": torch.arange(8), "labels": torch.arange(8)}] * 8
-    >>> args = MuTrainingArguments(output_dir="out", max_steps=2, logging_steps=1, disable_tqdm=True, use_cpu=True,
-    ...                            save_strategy="no", report_to="none")
+    >>> args = MuTrainingArguments(output_dir=tempfile.mkdtemp(), max_steps=2, logging_steps=1, disable_tqdm=True,
+    ...                            use_cpu=True, save_strategy="no", report_to="none")
     >>> trainer = MuTrainer(MuLlamaForCausalLM(base.at_width(64)), args, train_dataset=data)
     >>> _ = trainer.train()  # doctest: +ELLIPSIS
     {...}
@@ -62,25 +64,30 @@ class MuTrainer(Trainer):
 
     def __init__(self, model: Any = None, args: TrainingArguments | None = None, *positional: Any, **kwargs: Any):
         if model is not None:
-            inner = require_mu_model(model, "MuTrainer")
-            if inner.mu_loss_type is None and kwargs.get("compute_loss_func") is None:
-                # These classes take num_items_in_batch and ignore it, so that Trainer multiplies loss and gradient by
-                # accumulation steps times processes.
-                kwargs["compute_loss_func"] = token_mean_loss
+            require_mu_model(model, "MuTrainer")
         super().__init__(model, args, *positional, **kwargs)
+        if require_mu_model(self.model, "MuTrainer").mu_loss_type is None and self.compute_loss_func is None:
+            # These classes take num_items_in_batch and ignore it, so that Trainer multiplies loss and gradient by
+            # accumulation steps times processes.
+            self.compute_loss_func = token_mean_loss
         # The filter replaces a NaN by the mean of the losses before it, which would hide a divergence from the record.
         self.args.logging_nan_inf_filter = False
-        if self.args.world_size > 1 and not self.args.dataloader_drop_last:
-            # Otherwise Accelerate fills up the last global batch with repeated examples.
-            self.args.dataloader_drop_last = True
+        # Otherwise each process would divide by its own number of targets, which differ under masking and padding.
+        self.args.average_tokens_across_devices = True
         if self.optimizer is not None and not isinstance(self.optimizer, (MuAdamW, MuSGD)):
             raise ConfigurationError(
                 f"MuTrainer got optimizers=({type(self.optimizer).__name__}, …), whose groups need not be μP's: pass "
                 "MuAdamW(model, …) or MuSGD(model, …), or optimizer_cls_and_kwargs for another class."
             )
+        if self.args.label_smoothing_factor:
+            raise ConfigurationError(
+                f"label_smoothing_factor={self.args.label_smoothing_factor} would report another loss than the "
+                "cross-entropy in nats per token that a scaling law is fitted to; leave it at 0."
+            )
         _check_scheduler(self.args)
         self.diverged: str | None = None
         self._flops_per_token: int | None = None
+        self._evaluated = [0.0, 0.0]  # Σ loss and number of targets of the evaluation under way
         self.add_callback(_RunGuard(self))
 
     def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:
@@ -139,9 +146,55 @@ class MuTrainer(Trainer):
     def get_batch_samples(self, epoch_iterator, num_batches, device):
         """Fetch one optimizer step's batches and count their tokens over all processes."""
         batches, items = super().get_batch_samples(epoch_iterator, num_batches, device)
-        name = getattr(self.model, "main_input_name", "input_ids")
-        self.state.num_input_tokens_seen += sum(b[name].numel() for b in batches) * self.args.world_size
+        if self.args.include_num_input_tokens_seen == "no":  # else Trainer counts them itself, with a gather a batch
+            name = getattr(self.model, "main_input_name", "input_ids")
+            self.state.num_input_tokens_seen += sum(b[name].numel() for b in batches) * self.args.world_size
         return batches, items
+
+    def get_train_dataloader(self) -> DataLoader:
+        """Return whole global batches only: over several processes Accelerate fills the last one with repeats."""
+        asked = self.args.dataloader_drop_last
+        self.args.dataloader_drop_last = asked or self.args.world_size > 1
+        try:
+            loader = super().get_train_dataloader()
+        finally:
+            self.args.dataloader_drop_last = asked
+        if has_length(loader) and len(loader) == 0:
+            size = self.args.per_device_train_batch_size * self.args.world_size
+            raise ConfigurationError(
+                f"The training set has {len(self.train_dataset)} examples, fewer than one batch of {size} over "
+                f"{self.args.world_size} processes; lower per_device_train_batch_size or give more examples."
+            )
+        return loader
+
+    def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
+        """Compute the loss as Trainer does, and add an evaluation batch to the exact mean over all targets."""
+        loss, outputs = super().compute_loss(model, inputs, True, num_items_in_batch)
+        if not model.training and num_items_in_batch is not None:
+            targets = float(torch.as_tensor(num_items_in_batch).flatten()[0])
+            self._evaluated[0] += float(loss.detach().mean()) * targets
+            self._evaluated[1] += targets
+        return (loss, outputs) if return_outputs else loss
+
+    def prediction_step(self, model, inputs, *args: Any, **kwargs: Any):
+        """Evaluate one batch, without the examples that Accelerate repeats to fill the last global batch."""
+        loader, labels = self.accelerator.gradient_state, inputs.get("labels")
+        if labels is not None and loader.end_of_dataloader and loader.remainder > 0:
+            first_repeat = max(loader.remainder - self.args.process_index * len(labels), 0)
+            if first_repeat < len(labels):
+                inputs = {**inputs, "labels": labels.clone()}
+                inputs["labels"][first_repeat:] = -100
+        return super().prediction_step(model, inputs, *args, **kwargs)
+
+    def evaluation_loop(self, *args: Any, **kwargs: Any) -> EvalLoopOutput:
+        """Evaluate as Trainer does; the loss is the mean over targets, not the mean of the batches' means."""
+        self._evaluated = [0.0, 0.0]
+        output = super().evaluation_loop(*args, **kwargs)
+        total, targets = self._evaluated
+        if targets:
+            mean = self.accelerator.reduce(torch.tensor(total / targets, device=self.args.device), reduction="mean")
+            output.metrics[f"{kwargs.get('metric_key_prefix', 'eval')}_loss"] = mean.item()
+        return output
 
     def floating_point_ops(self, inputs: dict[str, Any]) -> int:
         """Return 6·N·tokens as Trainer does, without counting the parameters anew every step."""
@@ -151,7 +204,7 @@ class MuTrainer(Trainer):
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """Log as Trainer does, with the tokens seen; a resumed run's `train_loss` is the mean over all its steps."""
-        if "loss" in logs:
+        if "loss" in logs and "learning_rate" in logs:
             logs["tokens"] = self.state.num_input_tokens_seen
         if "train_loss" in logs:
             logs["train_loss"] = self._mean_training_loss(logs["train_loss"])
@@ -178,7 +231,7 @@ class MuTrainer(Trainer):
                 "grad_norm": row.get("grad_norm", math.nan),
             }
             for row in self.state.log_history
-            if "loss" in row and "tokens" in row
+            if row.keys() >= {"loss", "tokens", "learning_rate"}  # a callback may log what it likes
         ]
 
     def _mean_training_loss(self, otherwise: float) -> float:
@@ -191,37 +244,49 @@ class MuTrainer(Trainer):
 
 
 class _RunGuard(TrainerCallback):
-    """Log the first and the last step, and stop a run that diverges."""
+    """Log the first step, the last, and each that is saved; stop a run that diverges."""
 
     def __init__(self, trainer: MuTrainer):
         self.trainer = trainer
+        self.first = math.inf
         self.above = 0
 
     def on_train_begin(self, args, state, control, **kwargs):
-        self.above = 0
+        self.first, self.above = math.inf, 0
+        for row in self.trainer.curve:  # those before a resume
+            self._follow(row["loss"])
 
     def on_step_end(self, args, state, control, **kwargs):
-        # The first loss is what a divergence is measured against, the last row closes the curve, and a row at every
-        # checkpoint keeps the means of a resumed run the same: Trainer forgets the sum of an unfinished row.
+        # The first loss is what a divergence is measured against; the last row closes the curve. A checkpoint does not
+        # hold the losses since the last row, so a resumed curve is only the same if it has a row at each checkpoint.
         if state.global_step == 1 or state.global_step >= state.max_steps or control.should_save:
             control.should_log = True
         return control
 
+    def on_epoch_end(self, args, state, control, **kwargs):
+        control.should_log = control.should_log or control.should_save
+        control.should_save = control.should_save and self.trainer.diverged is None
+        return control
+
     def on_log(self, args, state, control, logs=None, **kwargs):
-        if not logs or "loss" not in logs:
+        if not logs or "loss" not in logs or "tokens" not in logs:
             return control
-        loss, first = logs["loss"], self.trainer.curve[0]["loss"]
-        self.above = self.above + 1 if loss > DIVERGENCE_MARGIN * first else 0
+        loss = logs["loss"]
+        self._follow(loss)
         reason = None
         if not math.isfinite(loss):
             reason = f"the loss is {loss} at step {state.global_step}"
         elif self.above >= DIVERGENCE_PATIENCE or (self.above and state.global_step >= state.max_steps):
-            reason = f"the loss {loss:.4f} at step {state.global_step} is above its start {first:.4f}"
+            reason = f"the loss {loss:.4f} at step {state.global_step} is above its start {self.first:.4f}"
         if reason is not None:
             self.trainer.diverged = reason
             control.should_training_stop = True
             control.should_save = False
         return control
+
+    def _follow(self, loss: float) -> None:
+        self.first = loss if self.first == math.inf else self.first
+        self.above = self.above + 1 if loss > DIVERGENCE_MARGIN * self.first else 0
 
 
 def token_mean_loss(outputs: Any, labels: torch.Tensor, num_items_in_batch: torch.Tensor | int | None = None):
@@ -242,6 +307,6 @@ def _check_scheduler(args: TrainingArguments) -> None:
     name = str(getattr(args.lr_scheduler_type, "value", args.lr_scheduler_type))
     if name == "reduce_lr_on_plateau" and (args.lr_scheduler_kwargs or {}).get("min_lr"):
         raise ConfigurationError(
-            "lr_scheduler_type='reduce_lr_on_plateau' with min_lr sets one floor for all μP groups and so changes their "
-            "ratios; leave min_lr out, or use 'cosine_with_min_lr' with min_lr_rate."
+            "lr_scheduler_type='reduce_lr_on_plateau' with min_lr sets one floor for all μP groups and so changes "
+            "their ratios; leave min_lr out, or use 'cosine_with_min_lr' with min_lr_rate."
         )

@@ -101,7 +101,9 @@ def train_run(
         with PartialState().main_process_first():
             path.mkdir(parents=True, exist_ok=True)
         with _quiet_transformers():
-            run = _train(config, args, train_dataset, eval_dataset, path, model_class, data_collator, callbacks, save_model)  # fmt: skip
+            run = _train(
+                config, args, train_dataset, eval_dataset, path, model_class, data_collator, callbacks, save_model
+            )
     except OSError as error:
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
             raise TrainingError(
@@ -200,7 +202,7 @@ def last_valid_checkpoint(folder: str | os.PathLike[str]) -> Path | None:
 def _checkpoint_problem(checkpoint: Path) -> str | None:
     try:
         state = read_json(checkpoint / "trainer_state.json")
-        weights = [p for p in checkpoint.glob("*.safetensors")]
+        weights = list(checkpoint.glob("*.safetensors"))
         if not isinstance(state, dict) or "global_step" not in state or not weights:
             return "its state or its weights are missing"
         for path in weights:

@@ -13,11 +13,12 @@ import sys
 
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 
-from hf_muscaling.cli import guarded  # noqa: E402
+from hf_muscaling.cli import guarded
 
 DEFAULTS = [
     *("--output_dir", "runs/lr-transfer", "--widths", "32", "64", "128", "256", "--target_width", "16"),
-    *("--learning_rates", "0.002", "0.004", "0.008", "0.016", "0.032", "0.064", "--steps", "200", "--warmup_steps", "40"),
+    *("--learning_rates", "0.002", "0.004", "0.008", "0.016", "0.032", "0.064"),
+    *("--steps", "200", "--warmup_steps", "40"),
 ]
 
 
@@ -57,15 +58,20 @@ def main() -> None:
         }
     bar.close()
     optima = {
-        name: {width: min((loss, lr) for lr, loss in rates.items() if loss == loss)[1] for width, rates in panel.items()}
+        name: {width: min((loss, lr) for lr, loss in row.items() if loss == loss)[1] for width, row in panel.items()}
         for name, panel in losses.items()
     }
     for name, best in optima.items():
         shift = max(best.values()) / min(best.values())
         print(f"{name}: best learning rate by width {best}; it moves by a factor of {shift:g}")
     save_figure(plot_transfer(losses, f"{config.architecture}: learning-rate transfer"), folder / "transfer.png")
-    listed = {n: {w: [[lr, None if x != x else x] for lr, x in r.items()] for w, r in p.items()} for n, p in losses.items()}
-    write_json(folder / "transfer.json", {"losses": listed, "optima": optima})
+    rows = [
+        {"parametrization": name, "width": width, "lr": lr, "loss": None if loss != loss else loss}
+        for name, panel in losses.items()
+        for width, row in panel.items()
+        for lr, loss in row.items()
+    ]
+    write_json(folder / "transfer.json", {"runs": rows, "optima": optima})
     print(f"Plot: {folder}/transfer.png")
 
 

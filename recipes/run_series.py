@@ -4,7 +4,7 @@
     accelerate launch recipes/run_series.py --verify                           # … and train the target to check
     accelerate launch recipes/run_series.py --config recipes/configs/gpt2.yaml --seed 1 --output_dir runs/gpt2-1
 
-Every setting of `hf_muscaling.experiment.ExperimentConfig` is a key of the YAML file and a flag; flags win. The same
+Every setting of `hf_muscaling.configuration.ExperimentConfig` is a key of the YAML file and a flag; flags win. The same
 command continues where it was interrupted.
 """
 

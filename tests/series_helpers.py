@@ -6,7 +6,7 @@ import textwrap
 import typing
 from pathlib import Path
 
-from hf_muscaling.experiment import ExperimentConfig
+from hf_muscaling.configuration import ExperimentConfig
 
 
 def write_text_file(folder: Path) -> Path:
@@ -34,12 +34,12 @@ def tiny_experiment(folder: Path, **changes) -> ExperimentConfig:
         "num_hidden_layers": 1,
         "head_size": 8,
         "base_width": 16,
-        "widths": [16, 24, 32, 40],
-        "target_width": 80,
+        "widths": [16, 32, 48, 64],
+        "target_width": 128,
         "seeds": 1,
-        "learning_rates": [5e-3, 1e-2],
-        "steps": 12,
-        "warmup_steps": 3,
+        "learning_rates": [1e-2, 2e-2],
+        "steps": 30,
+        "warmup_steps": 6,
         "batch_size": 8,
         "checkpoint_steps": 5,
         "logging_steps": 4,

@@ -62,7 +62,7 @@ def test_a_missing_file():
     ("flags", "message"),
     [
         (["--steps", "0"], "steps must be positive"),
-        (["--widths", "32", "48"], "at least three widths"),
+        (["--widths", "32", "48"], "give three widths or more"),
         (["--widths", "32", "32", "48"], "distinct positive"),
         (["--widths", "32", "48", "64", "--target_width", "64"], "predict a width not trained"),
         (["--learning_rates", "-1"], "distinct positive"),

@@ -3,7 +3,6 @@
 import copy
 import json
 import math
-import sys
 
 import pytest
 import torch
@@ -140,7 +139,7 @@ class TestPlan:
 
     def test_base_shapes_of_another_design_are_refused(self, llama, gpt2):
         foreign = gpt2.base().to_mup_base()
-        with pytest.raises(ConfigurationError, match=r"MuLlamaConfig: mup_base must give .* at_width"):
+        with pytest.raises(ConfigurationError, match=r"MuLlamaConfig: mup_base must give .*base\.at_width"):
             llama.base(mup_base=foreign)
         good = llama.base().to_mup_base()
         for bad in (good | {"hidden_size": 0}, good | {"hidden_size": 32.0}, good | {"hidden_size": True}, {}):
@@ -272,7 +271,7 @@ class TestRoundTrips:
 
     @pytest.fixture
     def model(self, architecture, tied):
-        config = architecture.base(tie_word_embeddings=tied, output_multiplier=2.0, initializer_range=0.1)
+        config = architecture.base(tie_word_embeddings=tied, output_multiplier=3.0, initializer_range=0.1)
         return architecture.model(config.at_width(64)).eval()
 
     def test_save_and_load(self, model, tokens, tmp_path):
@@ -317,19 +316,14 @@ class TestRoundTrips:
 
     def test_generate_uses_the_multiplier(self, model, tokens):
         prompt = tokens[:, :4]
-        written = model.generate(prompt, max_new_tokens=6, do_sample=False, pad_token_id=0, eos_token_id=None)
+        plain = {"attention_mask": torch.ones_like(prompt), "do_sample": False, "pad_token_id": 0, "eos_token_id": None}
+        written = model.generate(prompt, max_new_tokens=6, **plain)
         expected = prompt
         for _ in range(6):
             expected = torch.cat([expected, logits(model, expected)[:, -1:].argmax(-1)], dim=1)
         assert torch.equal(written, expected)
-        scores = model.generate(
-            prompt,
-            max_new_tokens=1,
-            do_sample=False,
-            pad_token_id=0,
-            output_logits=True,
-            return_dict_in_generate=True,
-        ).logits[0]
+        plain |= {"output_logits": True, "return_dict_in_generate": True}
+        scores = model.generate(prompt, max_new_tokens=1, **plain).logits[0]
         torch.testing.assert_close(scores, logits(model, prompt)[:, -1])
 
     def test_compile_without_graph_breaks(self, model, tokens):
@@ -355,7 +349,10 @@ class TestRoundTrips:
         torch.testing.assert_close(logits(cast, tokens).float(), logits(model, tokens), atol=0.05, rtol=0.1)
         cast.save_pretrained(tmp_path)
         again = type(model).from_pretrained(tmp_path, dtype=torch.bfloat16)
-        assert torch.equal(logits(again, tokens), logits(cast, tokens))
+        assert all(torch.equal(v, cast.state_dict()[k]) for k, v in again.state_dict().items())
+        assert again.lm_head.multiplier == model.lm_head.multiplier
+        # not bit for bit: a cast rounds Llama's rotary buffer too, loading computes it in fp32
+        torch.testing.assert_close(logits(again, tokens).float(), logits(model, tokens), atol=0.05, rtol=0.1)
         born = AutoModelForCausalLM.from_config(model.config, dtype=torch.bfloat16)
         assert {p.dtype for p in born.parameters()} == {torch.bfloat16}
         assert born.lm_head.multiplier == model.lm_head.multiplier
@@ -513,56 +510,59 @@ class TestConfig:
             require_mu_model(LlamaForCausalLM(llama.base().to_stock_config()), "it")
 
 
-def activation_changes(architecture, width, *, flat_lr=False, parametrization="mup", steps=4, lr=2**-7):
-    """Return the mean |change| of logits and last hidden state after each AdamW step on one fixed random batch."""
+def activation_changes(architecture, width, *, flat_lr=False, parametrization="mup", steps=4, lr=2**-8):
+    """Return the mean |change| of the logits and of the last block's output after each step on one random batch.
+
+    The readout starts at zero, so that the first steps show no logits left over from the initialisation; the output of
+    the last block comes before the final norm, which would hide its growth.
+    """
     base = architecture.base(
         width=64, heads=4, vocabulary=256, tie_word_embeddings=False, parametrization=parametrization,
-        zero_query=True, initializer_range=0.05,
+        zero_query=True, zero_readout=True, initializer_range=0.05,
     )  # fmt: skip
     model = architecture.model(base.at_width(width), seed=width)
     batch = torch.randint(0, 256, (4, 16), generator=torch.Generator().manual_seed(1))
     optimizer = torch.optim.AdamW(model.parameters(), lr=lr, weight_decay=0.0) if flat_lr else MuAdamW(model, lr=lr)
-
-    def activations():
-        out = model(batch, labels=batch, output_hidden_states=True)
-        return out.loss, out.logits.detach(), out.hidden_states[-1].detach()
-
+    seen = {}
+    blocks = model.transformer.h if architecture.name == "gpt2" else model.model.layers
+    blocks[-1].register_forward_hook(lambda _m, _i, out: seen.update(hidden=out[0] if type(out) is tuple else out))
     start, changes = None, []
     for step in range(steps + 1):
-        loss, *now = activations()
+        out = model(batch, labels=batch)
+        now = {"logits": out.logits.detach(), "hidden": seen["hidden"].detach()}
         start = start or now
         if step:
-            changes.append([(a - b).abs().mean().item() for a, b in zip(now, start, strict=True)])
+            changes.append([(now[k] - start[k]).abs().mean().item() for k in ("logits", "hidden")])
         optimizer.zero_grad()
-        loss.backward()
+        out.loss.backward()
         optimizer.step()
     return changes
 
 
 def slopes(architecture, **settings):
-    """Return the log-log slope over widths of each step's change in the logits and in the last hidden state."""
-    widths = torch.tensor([64.0, 128.0, 256.0, 512.0]).log()
-    changes = torch.tensor([activation_changes(architecture, int(w), **settings) for w in widths.exp().round()]).log()
-    centred = widths - widths.mean()
-    return (centred[:, None, None] * changes).sum(0) / centred.square().sum()
+    """Return the log-log slopes over widths of each step's change in the logits, and in the last block's output."""
+    widths = [64, 128, 256, 512]
+    changes = torch.tensor([activation_changes(architecture, w, **settings) for w in widths]).log()
+    x = torch.tensor(widths).log()
+    x = x - x.mean()
+    logits, hidden = ((x[:, None, None] * changes).sum(0) / x.square().sum()).T
+    return logits, hidden[1:]  # with a zero readout, nothing below it moves in the first step
 
 
 class TestCoordinates:
     """A coordinate check: changes stay Θ(1) under μP, and the same test fails without it."""
 
     def test_changes_keep_their_size_under_mup(self, architecture):
-        found = slopes(architecture)
-        assert found.abs().max() < 0.35, found
+        assert max(found.abs().max() for found in slopes(architecture)) < 0.2
 
     def test_standard_parametrisation_fails(self, architecture):
-        found = slopes(architecture, parametrization="sp")
-        assert found[-1].max() > 0.5, found
+        logits, hidden = slopes(architecture, parametrization="sp")
+        assert logits.max() > 0.7 and hidden.max() > 0.9
 
     def test_a_flat_learning_rate_fails(self, architecture):
-        found = slopes(architecture, flat_lr=True)
-        assert found[-1].max() > 0.5, found
+        _, hidden = slopes(architecture, flat_lr=True)
+        assert hidden.max() > 0.9
 
 
-def test_importing_a_model_needs_no_mup():
-    assert "mup" not in sys.modules or sys.modules["mup"].__name__ == "mup"
+def test_classes_know_their_config():
     assert MuGPT2LMHeadModel.config_class is MuGPT2Config and MuLlamaModel.config_class is MuLlamaConfig

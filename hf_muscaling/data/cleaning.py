@@ -200,8 +200,8 @@ def documentation(source: str, *, comments: bool = False) -> list[str]:
     quotes, which takes a tenth of the time of parsing the module.
 
     Example:
-        >>> documentation("def f():\\n    '''Return the width\\n    of the model.'''\\n    return 64  # at first\\n")
-        ['Return the width\\n    of the model.']
+        >>> documentation("def f():\\n    '''Return the width of the model as a number.'''\\n    return 64  # at first")
+        ['Return the width of the model as a number.']
     """
     found = []
     for match in _TOKEN.finditer(source):

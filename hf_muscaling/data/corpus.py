@@ -32,7 +32,7 @@ from hf_muscaling.errors import ConfigurationError, DataError
 logger = logging.getLogger(__name__)
 
 DOMAINS = ("prose", "code")
-FORMAT = 1  # raise it when the harvest's rules change: the cache is then made anew
+FORMAT = 2  # raise it when the harvest's rules change: the cache is then made anew
 
 # The packages that hf_muscaling needs, and what they need in turn on every platform.
 DISTRIBUTIONS = (

@@ -12,7 +12,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from hf_muscaling.data.cache import cache_folder, digest, new_folder, remove_folder
+from hf_muscaling.data.cache import cache_folder, digest, make_folder, new_folder, remove_folder
 from hf_muscaling.data.corpus import DOMAINS, Document
 from hf_muscaling.data.packing import PackedBlocks, PackingCount, pack_documents
 from hf_muscaling.data.sources import Source, open_source
@@ -121,6 +121,7 @@ def prepare_data(
     if train_tokens < 1:
         raise ConfigurationError(f"train_tokens must be a positive number of tokens, got {train_tokens}")
     cache = cache_folder(cache_dir)
+    make_folder(cache)
     source = open_source(config, cache_dir=cache, progress=progress)
     blocks = -(-train_tokens // config.block_size)
     folder = cache / "packed" / _key(config, source, blocks)[:32]

@@ -1,7 +1,8 @@
 """What every scaling law shares: fit → predict with an interval → evaluate → summary → JSON.
 
-A law is a small class. Its `loss` is a plain static function whose argument names say what is what: the names in `VARIABLES` are
-columns of the table, the others are the parameters to estimate. It adds `_estimate` (parameters from columns) and `_interval`.
+A law is a small class. Its `loss` is a plain static function whose argument names say what is what: the names in
+`VARIABLES` are columns of the table, the others are the parameters to estimate. It adds `_estimate` (parameters from
+columns) and `_interval`.
 """
 
 from __future__ import annotations
@@ -36,8 +37,9 @@ class ExtrapolationWarning(UserWarning):
 class Prediction:
     """A predicted loss and its interval, in nats per token; scalars or arrays, as the variables were given.
 
-    `low` and `high` bound the measured loss of one new run at confidence `level`. `extrapolation` says how many times beyond the largest fitted
-    value the point lies (below 1: inside); with several variables it is the largest of the factors in `beyond`.
+    `low` and `high` bound the measured loss of one new run at confidence `level`. `extrapolation` says how many times
+    beyond the largest fitted value the point lies (below 1: inside); with several variables it is the largest of the
+    factors in `beyond`.
     """
 
     loss: float | np.ndarray
@@ -52,18 +54,24 @@ class Prediction:
         shape = np.broadcast_shapes(np.shape(self.loss), *(np.shape(v) for v in self.at.values()))
         lines = []
         for i in np.ndindex(*shape):
+
             def pick(value: float | np.ndarray, i: tuple[int, ...] = i) -> float:
                 return float(np.broadcast_to(value, shape)[i])
+
             place = ", ".join(f"{name} = {pick(value):.4g}" for name, value in self.at.items())
             far = ", ".join(f"{pick(value):.3g} × the largest fitted {name}" for name, value in self.beyond.items())
-            lines.append(f"{place}: loss {pick(self.loss):.4f} nats per token, {100 * self.level:g} % interval "
-                         f"[{pick(self.low):.4f}, {pick(self.high):.4f}], {far}")
+            lines.append(
+                f"{place}: loss {pick(self.loss):.4f} nats per token, {100 * self.level:g} % interval "
+                f"[{pick(self.low):.4f}, {pick(self.high):.4f}], {far}"
+            )
         return "\n".join(lines)
 
 
 @dataclass(frozen=True)
 class Evaluation:
-    """How a law did on runs: `are` mean |L_fit - L| / L, `errors` signed per row, `coverage` the share inside the interval."""
+    """How a law did on runs: `are` mean |L_fit - L| / L, `errors` signed per row, `coverage` the share inside the
+    interval.
+    """
 
     are: float
     coverage: float
@@ -73,14 +81,17 @@ class Evaluation:
 
     def __str__(self) -> str:
         n, worst = len(self.errors), float(np.max(np.abs(self.errors)))
-        return (f"ARE {100 * self.are:.2f} % over {n} run{'s' * (n > 1)} (worst {100 * worst:.2f} %), "
-                f"{100 * self.coverage:.0f} % inside the {100 * self.level:g} % interval")
+        return (
+            f"ARE {100 * self.are:.2f} % over {n} run{'s' * (n > 1)} (worst {100 * worst:.2f} %), "
+            f"{100 * self.coverage:.0f} % inside the {100 * self.level:g} % interval"
+        )
 
 
 class ScalingLaw:
     """Base of the laws; see `PowerLaw` for one.
 
-    After `fit`: `params_` (dict, the paper's letters), `objective_value_`, `range_` ({variable: (smallest, largest)}), `n_runs_`.
+    After `fit`: `params_` (dict, the paper's letters), `objective_value_`, `range_` ({variable: (smallest,
+    largest)}), `n_runs_`.
     """
 
     objectives: ClassVar[tuple[str, ...]] = ()
@@ -143,10 +154,12 @@ class ScalingLaw:
     def fit(self, table: Any) -> Any:
         """Estimate the parameters from a table of runs and return self.
 
-        `table` holds one row per run: a `Series`, a pandas, pyarrow or datasets table, a dict of columns or a list of dicts, with a
-        column per variable and `loss` (nats per token); `weight` is used when present. Several runs of one size may differ in seed.
+        `table` holds one row per run: a `Series`, a pandas, pyarrow or datasets table, a dict of columns or a list of
+        dicts, with a column per variable and `loss` (nats per token); `weight` is used when present. Several runs of
+        one size may differ in seed.
 
-        Raises `FitError` for a table the law cannot be fitted to; warns `IdentificationWarning` when a parameter stays open.
+        Raises `FitError` for a table the law cannot be fitted to; warns `IdentificationWarning` when a parameter
+        stays open.
         """
         columns = self._read(table)
         params, value = self._estimate(columns)
@@ -158,8 +171,9 @@ class ScalingLaw:
     def predict(self, *, level: float = 0.9, **at: Any) -> Prediction:
         """The loss of a run that was not trained, with an interval that holds it with probability `level`.
 
-        Variables are keywords (`N=7e9`), scalars or arrays that broadcast. Raises `ConfigurationError` for an unknown or missing
-        variable, a value that is not a positive number, or a level outside (0, 1); warns `ExtrapolationWarning` past 10 times the fitted range.
+        Variables are keywords (`N=7e9`), scalars or arrays that broadcast. Raises `ConfigurationError` for an unknown
+        or missing variable, a value that is not a positive number, or a level outside (0, 1); warns
+        `ExtrapolationWarning` past 10 times the fitted range.
         """
         self._check_fitted()
         if isinstance(level, (bool, str)) or not 0 < level < 1:
@@ -176,11 +190,21 @@ class ScalingLaw:
 
         def as_given(value: np.ndarray) -> float | np.ndarray:
             return float(value[0]) if shape == () else value.reshape(shape)
-        return Prediction(as_given(loss), as_given(low), as_given(high), float(level), as_given(factor),
-                          {n: as_given(v) for n, v in beyond.items()}, {n: as_given(v) for n, v in flat.items()})
+
+        return Prediction(
+            as_given(loss),
+            as_given(low),
+            as_given(high),
+            float(level),
+            as_given(factor),
+            {n: as_given(v) for n, v in beyond.items()},
+            {n: as_given(v) for n, v in flat.items()},
+        )
 
     def evaluate(self, table: Any, level: float = 0.9) -> Evaluation:
-        """Predict every run of a table and compare: ARE = mean |L_fit - L| / L (Hitchhiker's Guide) and coverage of the interval."""
+        """Predict every run of a table and compare: ARE = mean |L_fit - L| / L (Hitchhiker's Guide) and coverage of
+        the interval.
+        """
         self._check_fitted()
         columns = self._read(table)
         with warnings.catch_warnings():
@@ -195,8 +219,11 @@ class ScalingLaw:
         self._check_fitted()
         own = self.evaluate(self._columns)
         lines = [f"{type(self).__name__}: {self.equation_text}", *(f"  {k} = {v:.6g}" for k, v in self.params_.items())]
-        lines += [f"  objective {self.objective}: {self.objective_value_:.6g}",
-                  f"  {self.n_runs_} runs, residuals: mean {100 * own.are:.2f} %, worst {100 * float(np.max(np.abs(own.errors))):.2f} %"]
+        lines += [
+            f"  objective {self.objective}: {self.objective_value_:.6g}",
+            f"  {self.n_runs_} runs, residuals: mean {100 * own.are:.2f} %, worst "
+            f"{100 * float(np.max(np.abs(own.errors))):.2f} %",
+        ]
         lines += [f"  {n} from {lo:.4g} to {hi:.4g} ({self.units[n]})" for n, (lo, hi) in self.range_.items()]
         lines += [f"  note: {message}" for message in self._weaknesses()]
         return "\n".join(lines)
@@ -210,13 +237,16 @@ class ScalingLaw:
     # -- JSON ----------------------------------------------------------------------------------------------------------
 
     def to_json(self, path: str | os.PathLike[str] | None = None) -> str:
-        """The fitted law as JSON text: parameters, units, range, objective and the rows fitted; written to `path` when given."""
+        """The fitted law as JSON text: parameters, units, range, objective and the rows fitted; written to `path`
+        when given.
+        """
         self._check_fitted()
         return store.write(self, path)
 
     @classmethod
     def from_json(cls, source: str | os.PathLike[str] | Mapping[str, Any]) -> Any:
-        """The law stored by `to_json`, from a path, the text or the parsed dict; predictions are the same to the last bit.
+        """The law stored by `to_json`, from a path, the text or the parsed dict; predictions are the same to the last
+        bit.
 
         Raises `RecordError` when the text is not such a record, holds impossible values, or was edited by hand.
         """
@@ -252,14 +282,19 @@ class ScalingLaw:
 
     def _check_fitted(self) -> None:
         if not hasattr(self, "params_"):
-            raise FitError(f"This {type(self).__name__} is not fitted yet. Call .fit(table) first, or load one with .from_json(path).")
+            raise FitError(
+                f"This {type(self).__name__} is not fitted yet. Call .fit(table) first, or load one with "
+                f".from_json(path)."
+            )
 
     def _points(self, at: Mapping[str, Any]) -> dict[str, np.ndarray]:
         unknown, missing = set(at) - set(self.variables), [n for n in self.variables if n not in at]
         if unknown or missing:
             name = sorted(unknown)[0] if unknown else missing[0]
-            raise ConfigurationError(f"predict() {'does not know' if unknown else 'needs'} {name!r}: this law takes "
-                                     f"{', '.join(f'{n} ({self.units[n]})' for n in self.variables)}.")
+            raise ConfigurationError(
+                f"predict() {'does not know' if unknown else 'needs'} {name!r}: this law takes "
+                f"{', '.join(f'{n} ({self.units[n]})' for n in self.variables)}."
+            )
         points = {}
         for name in self.variables:
             try:
@@ -268,13 +303,20 @@ class ScalingLaw:
             except (TypeError, ValueError):
                 number = None
             if number is None or not (np.isfinite(number) & (number > 0)).all() or number.size == 0:
-                raise ConfigurationError(f"predict({name}=…) expects finite numbers > 0 ({self.units[name]}), found {str(at[name])[:60]!r}.")
+                raise ConfigurationError(
+                    f"predict({name}=…) expects finite numbers > 0 ({self.units[name]}), found {str(at[name])[:60]!r}."
+                )
             points[name] = number
         return points
 
     def _warn_far(self, beyond: Mapping[str, np.ndarray]) -> None:
         for name, factor in beyond.items():
             if factor.max() > FAR:
-                warnings.warn(f"{name} lies {factor.max():.3g} times beyond the largest fitted {name} ({self.range_[name][1]:.4g}): at this distance the law's "
-                              "form matters more than its fit. Train a proxy closer to the target, or trust the interval and not the point.",
-                              ExtrapolationWarning, stacklevel=3)
+                warnings.warn(
+                    f"{name} lies {factor.max():.3g} times beyond the largest fitted {name} "
+                    f"({self.range_[name][1]:.4g}): at this distance the law's "
+                    "form matters more than its fit. Train a proxy closer to the target, or trust the interval and "
+                    "not the point.",
+                    ExtrapolationWarning,
+                    stacklevel=3,
+                )

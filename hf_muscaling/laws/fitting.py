@@ -1,8 +1,9 @@
 """Global fits of `L = sum of power-law terms`, without start values.
 
-Every term is `exp(x·theta)` with known covariates x (1 or -log of a variable), so `log L` is a log-sum-exp of linear forms
-and gradient and Hessian of every objective are exact and short. Starts come from variable projection (linear fits over a grid of exponents),
-the end from a damped Newton method. All arrays carry a leading axis `m` of independent problems (grid points, resamples).
+Every term is `exp(x·theta)` with known covariates x (1 or -log of a variable), so `log L` is a log-sum-exp of linear
+forms and gradient and Hessian of every objective are exact and short. Starts come from variable projection (linear
+fits over a grid of exponents), the end from a damped Newton method. All arrays carry a leading axis `m` of
+independent problems (grid points, resamples).
 """
 
 from __future__ import annotations
@@ -21,8 +22,16 @@ OBJECTIVES = {
     "lad": "sum of |log L_fit - log L|, least absolute deviation",
 }
 DELTA = 1e-3
-_PROFILE: dict[str, tuple[float | None, ...]] = {"huber": (0.03, 0.005, DELTA), "least_squares": (None,), "lad": (0.03, 0.005, 1e-3)}
-_POLISH: dict[str, tuple[float | None, ...]] = {"huber": (DELTA,), "least_squares": (None,), "lad": (1e-3, 1e-4, 1e-5, 1e-6, 1e-7)}
+_PROFILE: dict[str, tuple[float | None, ...]] = {
+    "huber": (0.03, 0.005, DELTA),
+    "least_squares": (None,),
+    "lad": (0.03, 0.005, 1e-3),
+}
+_POLISH: dict[str, tuple[float | None, ...]] = {
+    "huber": (DELTA,),
+    "least_squares": (None,),
+    "lad": (1e-3, 1e-4, 1e-5, 1e-6, 1e-7),
+}
 
 
 def check_objective(objective: str, allowed: tuple[str, ...]) -> str:
@@ -34,7 +43,9 @@ def check_objective(objective: str, allowed: tuple[str, ...]) -> str:
 
 @dataclass(frozen=True)
 class Problem:
-    """One regression: covariates `x` (n, p), the term `term[j]` that parameter j belongs to, losses, weights, bounds of theta."""
+    """One regression: covariates `x` (n, p), the term `term[j]` that parameter j belongs to, losses, weights, bounds
+    of theta.
+    """
 
     x: np.ndarray
     term: np.ndarray
@@ -94,9 +105,16 @@ def _derivatives(problem: Problem, theta: np.ndarray, delta: float | None) -> tu
     return value, gradient, hessian
 
 
-def newton(problem: Problem, theta: np.ndarray, delta: float | None, free: np.ndarray | None = None, steps: int = 60,
-           tolerance: float = 1e-14) -> np.ndarray:
-    """Minimise from every row of `theta` at once: damped Newton on |Hessian|, parameters clipped to their bounds, `free` ones moved.
+def newton(
+    problem: Problem,
+    theta: np.ndarray,
+    delta: float | None,
+    free: np.ndarray | None = None,
+    steps: int = 60,
+    tolerance: float = 1e-14,
+) -> np.ndarray:
+    """Minimise from every row of `theta` at once: damped Newton on |Hessian|, parameters clipped to their bounds,
+    `free` ones moved.
 
     A row stops when the decrease that Newton's model still promises is below `tolerance` of its value.
     """
@@ -141,17 +159,27 @@ def minimise(problem: Problem, starts: np.ndarray, objective: str) -> tuple[np.n
     theta = np.concatenate([starts, theta])
     values = problem.value(theta, objective)
     best = int(np.nanargmin(values))
-    if objective != "least_squares" and len(problem.loss) <= 2000:  # kinks where rows enter and leave the inside: finish without derivatives
+    if (
+        objective != "least_squares" and len(problem.loss) <= 2000
+    ):  # kinks where rows enter and leave the inside: finish without derivatives
         for _ in range(2):
-            end = simplex(lambda t: float(problem.value(np.clip(t, problem.low, problem.high)[None], objective)[0]), theta[best],
-                          method="Nelder-Mead", options={"xatol": 1e-10, "fatol": 1e-15, "maxiter": 400})
+            end = simplex(
+                lambda t: float(problem.value(np.clip(t, problem.low, problem.high)[None], objective)[0]),
+                theta[best],
+                method="Nelder-Mead",
+                options={"xatol": 1e-10, "fatol": 1e-15, "maxiter": 400},
+            )
             if end.fun < values[best]:
                 theta[best], values[best] = np.clip(end.x, problem.low, problem.high), end.fun
     return theta[best], float(values[best])
 
 
-def power_problem(x: np.ndarray, loss: np.ndarray, weight: np.ndarray, bounds: tuple[float, float]) -> tuple[Problem, float]:
-    """`L = exp(log_a + b·log(x/scale)) + exp(log_c)` as a `Problem` in (log_a, b, log_c), and the scale (geometric mean of x)."""
+def power_problem(
+    x: np.ndarray, loss: np.ndarray, weight: np.ndarray, bounds: tuple[float, float]
+) -> tuple[Problem, float]:
+    """`L = exp(log_a + b·log(x/scale)) + exp(log_c)` as a `Problem` in (log_a, b, log_c), and the scale (geometric
+    mean of x).
+    """
     log = np.log(x)
     scale = float(np.exp(log.mean()))
     covariates = np.stack([np.ones_like(log), log - log.mean(), np.ones_like(log)], 1)
@@ -161,13 +189,20 @@ def power_problem(x: np.ndarray, loss: np.ndarray, weight: np.ndarray, bounds: t
     return Problem(covariates, np.array([0, 0, 1]), loss, weight, low, high), scale
 
 
-def fit_power(x: np.ndarray, loss: np.ndarray, weight: np.ndarray, objective: str, bounds: tuple[float, float] = (-8.0, -1e-3),
-              grid: int = 96) -> tuple[float, float, float, float]:
-    """The global optimum (a, b, c, objective) of `L = a·(x/scale)^b + c`, with scale the geometric mean of x, a > 0 and c ≥ 0.
+def fit_power(
+    x: np.ndarray,
+    loss: np.ndarray,
+    weight: np.ndarray,
+    objective: str,
+    bounds: tuple[float, float] = (-8.0, -1e-3),
+    grid: int = 96,
+) -> tuple[float, float, float, float]:
+    """The global optimum (a, b, c, objective) of `L = a·(x/scale)^b + c`, with scale the geometric mean of x, a > 0
+    and c ≥ 0.
 
-    For each b on a grid the objective is minimised over (a, c), the Huber width lowered step by step; every local minimum of that
-    profile, and for "lad" the best curves through two rows, then start Newton's method on all three parameters. The edge
-    c = 0 is solved on its own and wins ties.
+    For each b on a grid the objective is minimised over (a, c), the Huber width lowered step by step; every local
+    minimum of that profile, and for "lad" the best curves through two rows, then start Newton's method on all three
+    parameters. The edge c = 0 is solved on its own and wins ties.
     """
     problem, scale = power_problem(x, loss, weight, bounds)
     coarse = problem if len(x) <= 600 else _thinned(problem)
@@ -208,7 +243,8 @@ def _dips(problem: Problem, theta: np.ndarray, objective: str, kept: int) -> np.
 
 
 def _least_absolute(problem: Problem, b: np.ndarray, kept: int = 6, rounds: int = 8) -> np.ndarray:
-    """The best curves of least absolute deviation, by b: for a given b the optimal (a, c) passes through two rows, so all pairs are tried.
+    """The best curves of least absolute deviation, by b: for a given b the optimal (a, c) passes through two rows, so
+    all pairs are tried.
 
     The `kept` best local minima over the grid of b are narrowed eightfold in every round.
     """

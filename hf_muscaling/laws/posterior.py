@@ -1,18 +1,20 @@
 """What the runs say about a power law in one variable: a full posterior on a grid, no starts and no random numbers.
 
-Given the exponent b the law `L = a·x^b + c` is linear in (a, c), so everything but b and the size of the misspecification can
-be integrated by hand and the rest summed on a grid (variable projection, made Bayesian).
+Given the exponent b the law `L = a·x^b + c` is linear in (a, c), so everything but b and the size of the
+misspecification can be integrated by hand and the rest summed on a grid (variable projection, made Bayesian).
 
 Model, relative to the loss, with d = log(x_max / x):
 
     L_ij / f(x_j) - 1 = delta_j + e_ij,    e_ij ~ N(0, sigma²),    delta_j ~ N(0, sigma² · rho · d_j²)
 
-`e` is what differs between two seeds; `delta`, shared by all runs of one size, says that a power law is a local description: the
-further a size lies from the largest one, the further it may stray, on the fitted side and on the predicted side alike.
+`e` is what differs between two seeds; `delta`, shared by all runs of one size, says that a power law is a local
+description: the further a size lies from the largest one, the further it may stray, on the fitted side and on the
+predicted side alike.
 
-Priors: flat in a, c ≥ 0; `log|b|` Student t(2) centred at log 0.4, scale 0.35 (published exponents at a fixed horizon lie between
-0.07 and 1; Chinchilla's alpha is 0.35, nanoLM's b are -0.47 … -0.61); sigma² scaled inverse chi² with one degree of freedom
-at `FLOOR`²; rho uniform over `RHO`.  All are this project's own choice, made on 43 public tables, see `PowerLaw`.
+Priors: flat in a, c ≥ 0; `log|b|` Student t(2) centred at log 0.4, scale 0.35 (published exponents at a fixed horizon
+lie between 0.07 and 1; Chinchilla's alpha is 0.35, nanoLM's b are -0.47 … -0.61); sigma² scaled inverse chi² with one
+degree of freedom at `FLOOR`²; rho uniform over `RHO`. All are this project's own choice, made on 27 public tables,
+see `PowerLaw`.
 """
 
 from __future__ import annotations
@@ -153,11 +155,18 @@ class Posterior:
         return found[0], found[1]
 
     def draws(self, n: int = 2048) -> dict[str, np.ndarray]:
-        """`n` evenly spread posterior draws of a, b, c, sigma, rho (a low-discrepancy sequence: the same every time)."""
+        """`n` evenly spread posterior draws of a, b, c, sigma, rho (a low-discrepancy sequence: the same every
+        time).
+        """
         u = _spread(n, 5)
         by_b = np.concatenate([[0], np.cumsum(self.weight.sum(0))])
-        edges = np.concatenate([[1.5 * self._grid[0] - 0.5 * self._grid[1]], 0.5 * (self._grid[1:] + self._grid[:-1]),
-                                [1.5 * self._grid[-1] - 0.5 * self._grid[-2]]])
+        edges = np.concatenate(
+            [
+                [1.5 * self._grid[0] - 0.5 * self._grid[1]],
+                0.5 * (self._grid[1:] + self._grid[:-1]),
+                [1.5 * self._grid[-1] - 0.5 * self._grid[-2]],
+            ]
+        )
         b = -np.exp(np.interp(u[0], by_b / by_b[-1], edges))
         column = np.clip(np.searchsorted(by_b / by_b[-1], u[0], side="right") - 1, 0, len(self.b) - 1)
         by_rho = np.cumsum(self.weight[:, column], 0)
@@ -173,7 +182,13 @@ class Posterior:
         sigma = np.sqrt(total / chdtri(self.dof, u[2]))
         c_drawn = _truncated(c, sigma * np.sqrt(pp / det), u[3])
         a_mean = a - pq / pp * (c_drawn - c)
-        return {"a": _truncated(a_mean, sigma / np.sqrt(pp), u[4]), "b": b, "c": c_drawn, "sigma": sigma, "rho": RHO[row]}
+        return {
+            "a": _truncated(a_mean, sigma / np.sqrt(pp), u[4]),
+            "b": b,
+            "c": c_drawn,
+            "sigma": sigma,
+            "rho": RHO[row],
+        }
 
 
 def _truncated(mean: np.ndarray, sd: np.ndarray, u: np.ndarray) -> np.ndarray:

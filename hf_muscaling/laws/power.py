@@ -20,23 +20,30 @@ MAX_ORIGINS = 24
 
 
 class PowerLaw(ScalingLaw):
-    """Loss as a power of one variable above an irreducible part: `L(N) = a·N^b + c`, a > 0, b < 0, c ≥ 0, nats per token.
+    """Loss as a power of one variable above an irreducible part: `L(N) = a·N^b + c`, a > 0, b < 0, c ≥ 0, nats per
+    token.
 
     `objective` chooses the estimator:
 
-    * `"bayes"` (default): posterior mean of b under a weak prior, sizes far below the largest trusted less (`laws.posterior`);
-    * `"least_squares"`: sum of (L_fit - L)², nanoLM's `curve_fit`, but global; `"huber"`: Huber(1e-3) on log loss, as Hoffmann et al. 2022;
-      `"lad"`: least absolute log error.
+    * `"bayes"` (default): posterior mean of b under a weak prior, sizes far below the largest trusted less
+      (`laws.posterior`);
+    * `"least_squares"`: sum of (L_fit - L)², nanoLM's `curve_fit`, but global; `"huber"`: Huber(1e-3) on log loss, as
+      Hoffmann et al. 2022; `"lad"`: least absolute log error.
 
-    The default is what extrapolates best from few sizes. Mean ARE of windows of 5–8 sizes on every larger size (1.8 to 60 times larger), averaged over 36
-    public fixed-horizon tables (nanoLM; Porian et al. 2024 at equal tokens and its compute envelopes; one μP series of ours): see `tests/laws/`.
-    `variable` is "N" (parameters), "D" (tokens) or "C" (FLOPs). `count="non_embedding"` reads the column `N_non_embedding`, and then
-    `predict(N=…)` means parameters without embeddings.
+    The default is what extrapolates best from few sizes. Windows of 5 to 8 neighbouring sizes predicting every size 1.8
+    to 60 times larger, 513 targets of 27 tables at fixed horizon (nanoLM; Porian et al. 2024 at equal tokens and their
+    compute envelopes; one μP series of this project), mean over tables of the ARE: 1.12 % against 1.65 % for least
+    squares; the 90 % interval holds 87 % of the targets, median half-width 1.9 %. The priors were settled on these same
+    tables (neighbouring choices score alike), so expect a little less elsewhere.
 
-    The interval of `predict` is the same for every objective: posterior, noise of the target run, drift (`laws.intervals`).
+    `variable` is "N" (parameters), "D" (tokens) or "C" (FLOPs). `count="non_embedding"` reads the column
+    `N_non_embedding`, and then `predict(N=…)` means parameters without embeddings.
 
-    Source: nanoLM (μScaling), L(N) = a·N^b + c with N including embeddings. Raises `ConfigurationError` for an unknown option,
-    `FitError` for a table with fewer than three sizes or whose loss does not fall.
+    The interval of `predict` is the same for every objective: posterior, noise of the target run, drift
+    (`laws.intervals`).
+
+    Source: nanoLM (μScaling), L(N) = a·N^b + c with N including embeddings. Raises `ConfigurationError` for an
+    unknown option, `FitError` for a table with fewer than three sizes or whose loss does not fall.
 
     >>> runs = {"N": [1e6, 2e6, 4e6, 8e6, 16e6], "loss": [2 + 40 * n**-0.25 for n in (1e6, 2e6, 4e6, 8e6, 16e6)]}
     >>> law = PowerLaw(objective="least_squares").fit(runs)
@@ -57,7 +64,9 @@ class PowerLaw(ScalingLaw):
         if count not in ("total", "non_embedding"):
             raise ConfigurationError(f"count={count!r} is not known. Choose one of: total, non_embedding.")
         if count == "non_embedding" and variable != "N":
-            raise ConfigurationError(f"count='non_embedding' counts parameters, but variable={variable!r}. Leave count='total'.")
+            raise ConfigurationError(
+                f"count='non_embedding' counts parameters, but variable={variable!r}. Leave count='total'."
+            )
         self.count, self.variable = count, variable
 
     @staticmethod
@@ -94,10 +103,15 @@ class PowerLaw(ScalingLaw):
         x, y, w = self._sizes(columns)
         sizes = np.unique(x)
         if len(sizes) < 3:
-            raise FitError(f"L = a·{self.variable}^b + c has three parameters and the table has {len(sizes)} distinct "
-                           f"{self.columns[self.variable]}{'' if len(sizes) == 1 else 's'}. Train at least 3 sizes, better 5 to 8.")
+            raise FitError(
+                f"L = a·{self.variable}^b + c has three parameters and the table has {len(sizes)} distinct "
+                f"{self.columns[self.variable]}{'' if len(sizes) == 1 else 's'}. Train at least 3 sizes, better 5 to 8."
+            )
         if sizes[-1] / sizes[0] < 1 + 1e-6:
-            raise FitError(f"The {self.variable} of the table differ by less than 1e-6. Train sizes that span a factor of 4 or more.")
+            raise FitError(
+                f"The {self.variable} of the table differ by less than 1e-6. Train sizes that span a factor of 4 or "
+                f"more."
+            )
         if self.objective == "bayes":
             posterior = Posterior(Groups.of(x, y, w))
             a, b, c = posterior.curve()
@@ -106,12 +120,18 @@ class PowerLaw(ScalingLaw):
             a, b, c, _ = fit_power(x, y, w, self.objective, (STEEPEST, FLATTEST))
             scale = float(np.exp(np.log(x).mean()))
         if not a * (sizes[0] / scale) ** b > 1e-5 * y.mean():
-            raise FitError(f"The loss does not fall as {self.variable} grows (from {y[x == sizes[0]].mean():.4g} at {sizes[0]:.4g} to "
-                           f"{y[x == sizes[-1]].mean():.4g} at {sizes[-1]:.4g}): no power law with b < 0 to fit. Check for runs that diverged, "
-                           "a learning rate that does not transfer, or swapped columns.")
+            raise FitError(
+                f"The loss does not fall as {self.variable} grows (from {y[x == sizes[0]].mean():.4g} at "
+                f"{sizes[0]:.4g} to "
+                f"{y[x == sizes[-1]].mean():.4g} at {sizes[-1]:.4g}): no power law with b < 0 to fit. Check for runs "
+                f"that diverged, "
+                "a learning rate that does not transfer, or swapped columns."
+            )
         params = {"a": float(np.exp(np.log(a) - b * np.log(scale))), "b": b, "c": c}
         if not np.isfinite(params["a"]):
-            raise FitError(f"a overflows with {self.variable} in these units and b = {b:.3g}. Give {self.variable} in millions.")
+            raise FitError(
+                f"a overflows with {self.variable} in these units and b = {b:.3g}. Give {self.variable} in millions."
+            )
         return params, self._score(columns, params)
 
     def _score(self, columns: dict[str, np.ndarray], params: dict[str, float]) -> float:
@@ -134,6 +154,7 @@ class PowerLaw(ScalingLaw):
 
         def score(k: int) -> tuple[np.ndarray, np.ndarray]:
             return _forecast(Posterior(groups.first(k)), groups.x[k:], groups.loss[k:])
+
         draws = self._posterior.draws(DRAWS)
         turn = (0.5 + np.arange(DRAWS) * 0.6180339887498949) % 1
         first = max(4, len(groups.x) - MAX_ORIGINS)
@@ -147,7 +168,9 @@ class PowerLaw(ScalingLaw):
             inside = np.log(largest / x)
             outside = max(np.log(x / largest), np.log(smallest / x), 0.0)
             centre = np.log(np.maximum(self._curves(x), 1e-300))
-            variance = draws["sigma"] ** 2 * (1 + draws["rho"] * inside**2) + draws["tau"] ** 2 * outside ** (2 * DRIFT_POWER)
+            variance = draws["sigma"] ** 2 * (1 + draws["rho"] * inside**2) + draws["tau"] ** 2 * outside ** (
+                2 * DRIFT_POWER
+            )
             ends.append(mixture_interval(centre, np.sqrt(variance), level))
         low, high = np.exp(np.array(ends)).T
         return low, high
@@ -158,17 +181,29 @@ class PowerLaw(ScalingLaw):
         return d["a"] * np.exp(d["b"] * np.log(x / self._posterior.scale)) + d["c"]
 
     def _weaknesses(self) -> list[str]:
-        """Which direction the runs leave open: a steep law with a high floor fits as well as a flat one with a low floor."""
+        """Which direction the runs leave open: a steep law with a high floor fits as well as a flat one with a low
+        floor.
+        """
         c, name, found = self.params_["c"], self.variable, []
         if self.params_["b"] <= STEEPEST * 0.999 or self.params_["b"] >= FLATTEST * 1.001:
-            found.append(f"b = {self.params_['b']:.4g} lies at its bound ({STEEPEST:g} to {FLATTEST:g}): the runs do not show a power law in {name}.")
+            found.append(
+                f"b = {self.params_['b']:.4g} lies at its bound ({STEEPEST:g} to {FLATTEST:g}): the runs do not show "
+                f"a power law in {name}."
+            )
         steep, flat = self._posterior.ends(0.9)
         largest = float(self._posterior.groups.loss[-1])
         if c == 0.0:
-            found.append(f"c is at its bound 0: the runs fit a pure power law, so they do not say where the loss stops falling. Add sizes above {self.range_[name][1]:.4g}.")
+            found.append(
+                f"c is at its bound 0: the runs fit a pure power law, so they do not say where the loss stops "
+                f"falling. Add sizes above {self.range_[name][1]:.4g}."
+            )
         elif steep[1] - flat[1] > OPEN * largest:
-            found.append(f"c is not identified by these runs: from (b = {steep[0]:.3f}, c = {steep[1]:.3f}) to (b = {flat[0]:.3f}, c = {flat[1]:.3f}) "
-                         f"the fit is as good (90 % of the posterior); a smaller |b| with a smaller c is the flat direction. Add sizes further apart or more seeds.")
+            found.append(
+                f"c is not identified by these runs: from (b = {steep[0]:.3f}, c = {steep[1]:.3f}) to (b = "
+                f"{flat[0]:.3f}, c = {flat[1]:.3f}) "
+                f"the fit is as good (90 % of the posterior); a smaller |b| with a smaller c is the flat direction. "
+                f"Add sizes further apart or more seeds."
+            )
         return found
 
 

@@ -1,4 +1,6 @@
-"""Fitted laws as JSON, checked on the way in: types, finite numbers, ranges, and that parameters and rows belong together."""
+"""Fitted laws as JSON, checked on the way in: types, finite numbers, ranges, and that parameters and rows belong
+together.
+"""
 
 from __future__ import annotations
 
@@ -20,14 +22,31 @@ if TYPE_CHECKING:
 FORMAT = "hf_muscaling.law"
 FORMAT_VERSION = 1
 MAX_BYTES = 256 * 2**20
-_KEYS = {"format", "format_version", "law", "equation", "settings", "units", "params", "objective_value", "range", "rows"}
+_KEYS = {
+    "format",
+    "format_version",
+    "law",
+    "equation",
+    "settings",
+    "units",
+    "params",
+    "objective_value",
+    "range",
+    "rows",
+}
 
 
 def write(law: ScalingLaw, path: str | os.PathLike[str] | None) -> str:
     """JSON text of a fitted law; written to `path` in one step when given, so a reader never sees half of it."""
     record = {
-        "format": FORMAT, "format_version": FORMAT_VERSION, "law": type(law).__name__, "equation": law.equation_text,
-        "settings": law.settings(), "units": law.units, "params": law.params_, "objective_value": law.objective_value_,
+        "format": FORMAT,
+        "format_version": FORMAT_VERSION,
+        "law": type(law).__name__,
+        "equation": law.equation_text,
+        "settings": law.settings(),
+        "units": law.units,
+        "params": law.params_,
+        "objective_value": law.objective_value_,
         "range": {name: list(ends) for name, ends in law.range_.items()},
         "rows": {name: values.tolist() for name, values in law._columns.items()},
     }
@@ -40,8 +59,11 @@ def write(law: ScalingLaw, path: str | os.PathLike[str] | None) -> str:
             os.replace(draft, target)
         except OSError as error:
             draft.unlink(missing_ok=True) if draft.parent.is_dir() else None
-            raise RecordError(f"Cannot write the law to {str(target)!r}: {error.strerror or error}. Choose a folder that exists and is "
-                              "writable.") from error
+            raise RecordError(
+                f"Cannot write the law to {str(target)!r}: {error.strerror or error}. Choose a folder that exists "
+                f"and is "
+                "writable."
+            ) from error
     return text
 
 
@@ -53,7 +75,11 @@ def read(cls: type[ScalingLaw], source: str | os.PathLike[str] | Mapping[str, An
     if record.get("format") != FORMAT:
         _refuse(where, f"its 'format' is {str(record.get('format'))[:40]!r}, not {FORMAT!r}")
     if record.get("format_version") != FORMAT_VERSION or isinstance(record["format_version"], bool):
-        _refuse(where, f"format_version {str(record.get('format_version'))[:20]} is not {FORMAT_VERSION}; upgrade hf_muscaling to read newer files")
+        _refuse(
+            where,
+            f"format_version {str(record.get('format_version'))[:20]} is not {FORMAT_VERSION}; upgrade hf_muscaling "
+            f"to read newer files",
+        )
     missing = sorted(_KEYS - set(record))
     if missing:
         _refuse(where, f"it lacks {', '.join(map(repr, missing))}")
@@ -64,7 +90,10 @@ def read(cls: type[ScalingLaw], source: str | os.PathLike[str] | Mapping[str, An
     except (TypeError, MuScalingError) as error:
         _refuse(where, f"its settings {str(dict(settings))[:80]} are not those of a {law.__name__} ({error})")
     if set(params) != set(fitted.parameters):
-        _refuse(where, f"its params are {sorted(map(str, params))[:8]}, those of a {law.__name__} are {sorted(fitted.parameters)}")
+        _refuse(
+            where,
+            f"its params are {sorted(map(str, params))[:8]}, those of a {law.__name__} are {sorted(fitted.parameters)}",
+        )
     values = {name: _number(params[name], f"params[{name!r}]", where) for name in fitted.parameters}
     for name, value in values.items():
         low, high = fitted.bounds.get(name, (-math.inf, math.inf))
@@ -85,7 +114,11 @@ def _fill(law: ScalingLaw, record: Mapping[str, Any], values: dict[str, float], 
         _refuse(where, f"its rows are not a table of runs ({error})")
     stored = _number(record["objective_value"], "objective_value", where)
     if not abs(score - stored) <= 1e-6 * (abs(score) + abs(stored)) + 1e-12:
-        _refuse(where, f"params do not go with the rows: the objective is {score:.6g} and not {stored:.6g}, so something was edited")
+        _refuse(
+            where,
+            f"params do not go with the rows: the objective is {score:.6g} and not {stored:.6g}, so something was "
+            f"edited",
+        )
     law._set(columns, values, stored)
     ends = _mapping(record, "range", where)
     for name, own in law.range_.items():
@@ -148,7 +181,11 @@ def _number(value: Any, name: str, where: str) -> float:
             return float(value)
     except OverflowError:
         pass
-    _refuse(where, f"{name} must be a finite number, found {str(value)[:40] if not isinstance(value, int) else 'a number too large'}")
+    _refuse(
+        where,
+        f"{name} must be a finite number, found "
+        f"{str(value)[:40] if not isinstance(value, int) else 'a number too large'}",
+    )
 
 
 def _refuse(where: str, why: str) -> NoReturn:

@@ -13,26 +13,35 @@ from ..errors import FitError
 NUMBERS = ("N", "N_non_embedding", "D", "S", "B", "C", "loss", "weight", "step")
 LABELS = ("run_id", "seed", "family")
 MEANING = {
-    "N": "parameters with embeddings", "N_non_embedding": "parameters without embeddings", "D": "training tokens",
-    "S": "optimizer steps", "B": "tokens per batch", "C": "training FLOPs", "loss": "nats per token",
-    "weight": "weight of the row", "step": "optimizer steps",
+    "N": "parameters with embeddings",
+    "N_non_embedding": "parameters without embeddings",
+    "D": "training tokens",
+    "S": "optimizer steps",
+    "B": "tokens per batch",
+    "C": "training FLOPs",
+    "loss": "nats per token",
+    "weight": "weight of the row",
+    "step": "optimizer steps",
 }
 _USUAL_NAMES = {
     "N": ("params", "n_params", "num_params", "parameters", "size", "n"),
     "N_non_embedding": ("params_non_embed", "non_embedding_params"),
-    "D": ("tokens", "n_tokens", "num_tokens", "d"), "C": ("flops", "compute", "c"), "S": ("steps", "step"),
-    "B": ("batch_tokens", "batch_size"), "loss": ("Loss", "eval_loss", "val_loss", "final_loss", "L"),
+    "D": ("tokens", "n_tokens", "num_tokens", "d"),
+    "C": ("flops", "compute", "c"),
+    "S": ("steps", "step"),
+    "B": ("batch_tokens", "batch_size"),
+    "loss": ("Loss", "eval_loss", "val_loss", "final_loss", "L"),
 }
 
 
 def read_table(data: Any, columns: Sequence[str], optional: Sequence[str] = ()) -> dict[str, np.ndarray]:
     """The columns a law needs, as validated float arrays of equal length (labels stay as they are).
 
-    `data` is a `Series`, a pandas or polars frame, a pyarrow or datasets table, a NumPy record array, a dict of columns or a list
-    of dicts. Numbers must be finite and > 0 (a weight may be 0).
+    `data` is a `Series`, a pandas or polars frame, a pyarrow or datasets table, a NumPy record array, a dict of
+    columns or a list of dicts. Numbers must be finite and > 0 (a weight may be 0).
 
-    Raises `FitError` when `data` has another layout, no rows, a missing column, or a value that is not a positive number. Warns
-    when rows are repeated or D < N / 1000.
+    Raises `FitError` when `data` has another layout, no rows, a missing column, or a value that is not a positive
+    number. Warns when rows are repeated or D < N / 1000.
 
     >>> read_table([{"N": 1e6, "loss": 4.1}, {"N": 2e6, "loss": 3.9}], ["N", "loss"])["loss"]
     array([4.1, 3.9])
@@ -48,12 +57,17 @@ def read_table(data: Any, columns: Sequence[str], optional: Sequence[str] = ()) 
     if not lengths or next(iter(lengths.values())) == 0:
         raise FitError("The table has no rows. Pass at least one row per run, with columns " + ", ".join(columns) + ".")
     labels = [str(v) for v in raw["run_id"]] if "run_id" in raw and len(raw["run_id"]) == lengths[wanted[0]] else None
-    out = {name: _numbers(name, raw[name], labels) if name in NUMBERS else np.asarray(raw[name], object) for name in wanted}
+    out = {
+        name: _numbers(name, raw[name], labels) if name in NUMBERS else np.asarray(raw[name], object) for name in wanted
+    }
     _warn_repeated(out)
     if {"N", "D"} <= set(out) and np.any(out["D"] < out["N"] * 1e-3):
         row = int(np.argmin(out["D"] / out["N"]))
-        _warn(f"Row {row} has D = {out['D'][row]:g} tokens for N = {out['N'][row]:g} parameters, under one token per 1000 "
-              "parameters: check that both columns are in plain units, not one in millions or billions.")
+        _warn(
+            f"Row {row} has D = {out['D'][row]:g} tokens for N = {out['N'][row]:g} parameters, under one token per "
+            f"1000 "
+            "parameters: check that both columns are in plain units, not one in millions or billions."
+        )
     return out
 
 
@@ -71,17 +85,27 @@ def _columns(data: Any) -> dict[str, Any]:
         columns = {name: data[name][:] for name in data.column_names}
     elif hasattr(data, "columns") and hasattr(data, "__getitem__"):  # pandas, polars
         columns = {str(name): list(data[name]) for name in data.columns}
-    elif isinstance(data, Sequence) and not isinstance(data, (str, bytes)) and all(isinstance(r, Mapping) for r in data):
+    elif (
+        isinstance(data, Sequence) and not isinstance(data, (str, bytes)) and all(isinstance(r, Mapping) for r in data)
+    ):
         names = list(dict.fromkeys(key for row in data for key in row))
         columns = {name: [row.get(name) for row in data] for name in names}
     else:
-        hint = " Read the file first, for example with pandas.read_csv." if isinstance(data, (str, bytes)) or hasattr(
-            data, "__fspath__") else ""
-        raise FitError(f"Cannot read a table from {type(data).__name__!r}. Pass a Series, a pandas, pyarrow or datasets table, a dict of "
-                       "columns or a list of dicts." + hint)
+        hint = (
+            " Read the file first, for example with pandas.read_csv."
+            if isinstance(data, (str, bytes)) or hasattr(data, "__fspath__")
+            else ""
+        )
+        raise FitError(
+            f"Cannot read a table from {type(data).__name__!r}. Pass a Series, a pandas, pyarrow or datasets table, "
+            f"a dict of "
+            "columns or a list of dicts." + hint
+        )
     for name, values in columns.items():
         if isinstance(values, (str, bytes)) or not hasattr(values, "__len__"):
-            raise FitError(f"Column {name!r} must hold one value per run, not {_short(values)}. Wrap a single run in a list.")
+            raise FitError(
+                f"Column {name!r} must hold one value per run, not {_short(values)}. Wrap a single run in a list."
+            )
     return columns
 
 
@@ -94,15 +118,23 @@ def _numbers(name: str, values: Any, labels: list[str] | None) -> np.ndarray:
         values = list(values)
         for row, value in enumerate(values):
             if isinstance(value, (bool, np.bool_, str, bytes)) or not _is_number(value):
-                raise FitError(f"Column {name!r}, {_row(row, labels)}: expected a number ({MEANING[name]}), found {_short(value)}. "
-                               "Convert the column, or drop rows of runs that have no value.")
+                raise FitError(
+                    f"Column {name!r}, {_row(row, labels)}: expected a number ({MEANING[name]}), found "
+                    f"{_short(value)}. "
+                    "Convert the column, or drop rows of runs that have no value."
+                )
         array = np.array([float(value) for value in values])
     bad = ~np.isfinite(array) | ((array < 0) if name == "weight" else (array <= 0))
     if bad.any():
         row = int(np.argmax(bad))
-        remedy = "Drop runs that diverged or did not finish." if name == "loss" else "Correct the value or drop the row."
-        raise FitError(f"Column {name!r}, {_row(row, labels)}: expected a finite number > 0 ({MEANING[name]}), found {array[row]:g}"
-                       f"{f' and {int(bad.sum()) - 1} more' if bad.sum() > 1 else ''}. {remedy}")
+        remedy = (
+            "Drop runs that diverged or did not finish." if name == "loss" else "Correct the value or drop the row."
+        )
+        raise FitError(
+            f"Column {name!r}, {_row(row, labels)}: expected a finite number > 0 ({MEANING[name]}), found "
+            f"{array[row]:g}"
+            f"{f' and {int(bad.sum()) - 1} more' if bad.sum() > 1 else ''}. {remedy}"
+        )
     if name == "weight" and not array.any():
         raise FitError("Every weight is 0. Give at least some rows a positive weight.")
     return array
@@ -129,7 +161,7 @@ def _missing(name: str, present: list[str]) -> str:
     renamed = [other for other in _USUAL_NAMES.get(name, ()) if other in present]
     remedy = f"Rename {renamed[0]!r} to {name!r}." if renamed else f"Add it ({MEANING.get(name, 'see the law')})."
     if name == "N_non_embedding":
-        remedy += ' Or fit with count="total", which needs the column \'N\'.'
+        remedy += " Or fit with count=\"total\", which needs the column 'N'."
     shown = ", ".join(map(str, present[:12])) or "none"
     return f"The table has no column {name!r}; its columns are: {shown}. {remedy}"
 
@@ -139,8 +171,11 @@ def _warn_repeated(columns: dict[str, np.ndarray]) -> None:
     keys = [c.astype(str) if c.dtype == object else c for c in columns.values()]
     _, counts = np.unique(np.rec.fromarrays(keys), return_counts=True)
     if (counts > 1).any():
-        _warn(f"{int((counts - 1).sum())} rows repeat another row exactly (same {', '.join(columns)}): if they are copies and not separate runs, "
-              "drop them, or the interval will be too narrow.")
+        _warn(
+            f"{int((counts - 1).sum())} rows repeat another row exactly (same {', '.join(columns)}): if they are "
+            f"copies and not separate runs, "
+            "drop them, or the interval will be too narrow."
+        )
 
 
 def _warn(message: str) -> None:

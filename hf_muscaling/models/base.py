@@ -60,7 +60,7 @@ class MuConfigMixin:
         if self.mup_base is not None:
             expected = set(self.mu_base_fields())
             if set(self.mup_base) != expected or not all(
-                isinstance(v, int) and v > 0 for v in self.mup_base.values() if v is not None
+                type(v) is int and v > 0 for v in self.mup_base.values() if v is not None
             ):
                 raise ConfigurationError(
                     f"{name}: mup_base must give a positive whole number for each of {sorted(expected)}, got "
@@ -133,9 +133,9 @@ class MuConfigMixin:
                 )
                 below = max(width // step, 1) * step
                 raise ConfigurationError(
-                    f"Width {width} would need {field}={scaled:g}: with head size {head_size} fixed (base width {hidden},"
-                    f" {field}={base[field]}) a width must be a multiple of {step}; the nearest are {below} and "
-                    f"{below + step}."
+                    f"Width {width} would need {field}={scaled:g}: with head size {head_size} fixed (base width "
+                    f"{hidden}, {field}={base[field]}) a width must be a multiple of {step}; the nearest are {below} "
+                    f"and {below + step}."
                 )
             changes[field] = round(scaled)
         fixed = {k: base[k] for k in self.mu_fixed_fields()}
@@ -172,7 +172,7 @@ class MuConfigMixin:
         native = sorted(k for k in fields if k.startswith("mup") and fields[k])
         if native:
             raise ConfigurationError(
-                f"The {stock.__name__} already sets {', '.join(native)}: μP would be applied twice; remove these fields."
+                f"The {stock.__name__} already sets {', '.join(native)}: μP would apply twice; remove these fields."
             )
         target = cls(**fields, **mu_settings)
         if base_width is None:
@@ -263,7 +263,8 @@ class MuModelMixin:
         if len(roles) != 1 or roles[0] not in ROLES:
             raise ConfigurationError(
                 f"{type(self).__name__}: parameter {name} matches {len(roles)} patterns of mu_plan instead of one; "
-                f'add or narrow a line \'"<pattern>": "<role>"\' (roles: {", ".join(ROLES)}) in {type(self).__module__}.'
+                f'add or narrow a line \'"<pattern>": "<role>"\' (roles: {", ".join(ROLES)}) in '
+                f"{type(self).__module__}."
             )
         return roles[0]
 
@@ -321,7 +322,7 @@ class MuModelMixin:
         )
 
     def _base_shapes(self) -> dict[str, torch.Size]:
-        """Return the shapes of the stock model at base width, built on the `meta` device (no memory, no random draws)."""
+        """Return the shapes of the stock model at base width, built on `meta` (no memory, no random draws)."""
         config = self.config.base_config().to_stock_config()
         with torch.device("meta"):
             model = _stock_class(type(self))(config)

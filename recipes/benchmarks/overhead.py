@@ -16,14 +16,14 @@ import time
 
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 
-import numpy as np  # noqa: E402
-import torch  # noqa: E402
-from transformers import GPT2LMHeadModel, LlamaForCausalLM, get_scheduler  # noqa: E402
-from transformers.trainer_callback import PrinterCallback, ProgressCallback  # noqa: E402
+import numpy as np
+import torch
+from transformers import GPT2LMHeadModel, LlamaForCausalLM, get_scheduler
+from transformers.trainer_callback import PrinterCallback, ProgressCallback
 
-from hf_muscaling import MuAdamW, MuTrainer  # noqa: E402
-from hf_muscaling.data import PackedBlocks, collate_blocks  # noqa: E402
-from hf_muscaling.experiment import ExperimentConfig  # noqa: E402
+from hf_muscaling import MuAdamW, MuTrainer
+from hf_muscaling.configuration import ExperimentConfig
+from hf_muscaling.data import PackedBlocks, collate_blocks
 
 
 def steps(model, optimizer, batches) -> float:
@@ -53,7 +53,8 @@ def model_ratio(config: ExperimentConfig, width: int, blocks: PackedBlocks, roun
         (stock, torch.optim.AdamW(stock.parameters(), lr=1e-3, weight_decay=0.0, fused=True)),
     ]
     size = config.batch_size
-    batches = [collate_blocks(blocks.__getitems__(list(range(i, i + size)))) for i in range(0, len(blocks) - size, size)]
+    starts = range(0, len(blocks) - size, size)
+    batches = [collate_blocks(blocks.__getitems__(list(range(i, i + size)))) for i in starts]
     for pair in pairs:
         steps(*pair, batches[:5])
     ratios = []

@@ -5,10 +5,11 @@ import random
 
 import pytest
 
-WORDS = (
+TEXT = (
     "the width of a model grows and its loss falls as a power of size while small proxies are trained first "
     "naïve café Größe 模型 🙂 with one learning rate for every layer"
-).split()
+)
+WORDS = TEXT.split()
 
 
 def make_texts(count, seed=0, words=120):

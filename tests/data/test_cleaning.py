@@ -82,7 +82,8 @@ def test_escapes_are_read_as_python_reads_them():
 
 def test_code_keeps_comments_and_loses_docstrings_and_stays_valid():
     source = (
-        '"""Module."""\n\nx = """kept"""\n\n\nclass A:\n    """Class."""\n\n    def f(self):\n        """Only a docstring."""\n'
+        '"""Module."""\n\nx = """kept"""\n\n\nclass A:\n    """Class."""\n\n'
+        '    def f(self):\n        """Only a docstring."""\n'
         "\n    def g(self):\n        '''Two\n        lines.'''\n        return 1  # one\n"
     )
     code = code_without_docstrings(source)

@@ -35,8 +35,21 @@ def small(monkeypatch, tmp_path):
 def test_every_distribution_is_one_that_the_package_brings():
     from packaging.requirements import Requirement
 
-    roots = ["torch", "transformers", "accelerate", "datasets", "evaluate", "scipy", "matplotlib", "huggingface_hub", "numpy"]
-    found, todo = set(), [(name, frozenset()) for name in [*roots, "tokenizers", "safetensors", "tqdm", "pyyaml", "filelock"]]
+    roots = [
+        "torch",
+        "transformers",
+        "accelerate",
+        "datasets",
+        "evaluate",
+        "scipy",
+        "matplotlib",
+        "huggingface_hub",
+        "numpy",
+    ]
+    found, todo = (
+        set(),
+        [(name, frozenset()) for name in [*roots, "tokenizers", "safetensors", "tqdm", "pyyaml", "filelock"]],
+    )
     while todo:
         name, extras = todo.pop()
         key = name.lower().replace("_", "-")
@@ -93,9 +106,7 @@ def test_a_damaged_cache_is_harvested_again_with_a_message(small, caplog, damage
 def test_another_version_of_a_package_is_another_corpus(small, monkeypatch):
     before = corpus.corpus_key("prose")
     version = metadata.version
-    monkeypatch.setattr(
-        corpus.metadata, "version", lambda name: "0.0.1" if name == "packaging" else version(name)
-    )
+    monkeypatch.setattr(corpus.metadata, "version", lambda name: "0.0.1" if name == "packaging" else version(name))
     assert corpus.corpus_key("prose") != before
     assert corpus.corpus_key("code") != corpus.corpus_key("prose")
 

@@ -26,7 +26,11 @@ def test_names_count_when_asked():
 
 
 def test_a_paragraph_shorter_than_eight_words_is_compared_as_a_whole():
-    assert new_paragraphs(["a short one here", "a short one there", "A short one here."]).tolist() == [True, True, False]
+    assert new_paragraphs(["a short one here", "a short one there", "A short one here."]).tolist() == [
+        True,
+        True,
+        False,
+    ]
 
 
 def test_shares_of_known_texts():

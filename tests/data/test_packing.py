@@ -76,7 +76,7 @@ def test_torch_and_trainer_style_collators_read_a_batch(blocks):
     loader = DataLoader(Subset(blocks, range(10)), batch_size=4, collate_fn=collate_blocks)
     assert [batch["input_ids"].shape[0] for batch in loader] == [4, 4, 2]
     # What Trainer's column remover does: a new dictionary for each example.
-    features = [{name: value for name, value in example.items()} for example in blocks.__getitems__([1, 2])]
+    features = [dict(example) for example in blocks.__getitems__([1, 2])]
     assert torch.equal(collate_blocks(features)["labels"][1], blocks[2]["labels"])
     assert collate_blocks([{"input_ids": [1, 2]}])["labels"].tolist() == [[1, 2]]
 

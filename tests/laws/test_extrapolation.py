@@ -1,4 +1,6 @@
-"""The default of PowerLaw was chosen by how well few sizes predict larger ones on public tables; this measures it again."""
+"""The default of PowerLaw was chosen by how well few sizes predict larger ones on public tables; this measures it
+again.
+"""
 
 import csv
 from pathlib import Path
@@ -36,14 +38,17 @@ def errors(tables, objective, sizes, step=1):
 
 
 def porian(tokens=(2e9, 3.3e9)):
-    """Porian et al. 2024 at equal tokens: each run's curve read off by log-log interpolation, 12 to 16 sizes a table."""
+    """Porian et al. 2024 at equal tokens: each run's curve read off by log-log interpolation, 12 to 16 sizes a
+    table.
+    """
     curves = {}
     with DATA.open() as file:
         for row in csv.DictReader(file):
             for count in ("params", "params_non_embed"):
                 if row[count] and not row["family"].endswith("chinchilla"):
                     curves.setdefault((row["family"], count), {}).setdefault(float(row[count]), []).append(
-                        (np.log(float(row["tokens"])), np.log(float(row["loss"]))))
+                        (np.log(float(row["tokens"])), np.log(float(row["loss"])))
+                    )
     for runs in curves.values():
         for d in np.log(tokens):
             table = []

@@ -4,7 +4,15 @@ import numpy as np
 import pytest
 from scipy.optimize import minimize
 
-from hf_muscaling.laws.fitting import OBJECTIVES, Problem, _derivatives, fit_power, newton, objective_value, power_problem
+from hf_muscaling.laws.fitting import (
+    OBJECTIVES,
+    Problem,
+    _derivatives,
+    fit_power,
+    newton,
+    objective_value,
+    power_problem,
+)
 
 BOUNDS = (-8.0, -1e-3)
 
@@ -17,12 +25,15 @@ def multi_start(x, loss, objective, starts=40):
         if not BOUNDS[0] <= p[1] <= BOUNDS[1]:
             return np.inf
         return objective_value(objective, np.log(np.exp(p[0] + p[1] * z) + max(p[2], 0.0)), loss, weight)
+
     best = np.inf
     for b in -np.geomspace(0.01, 4, starts):
         a, c = np.linalg.lstsq(np.stack([np.exp(b * z), np.ones_like(z)], 1), loss, rcond=None)[0]
         start = [np.log(max(a, 1e-3)), b, max(c, 0.0)]
         for _ in range(3):
-            found = minimize(value, start, method="Nelder-Mead", options={"xatol": 1e-10, "fatol": 1e-15, "maxiter": 2000})
+            found = minimize(
+                value, start, method="Nelder-Mead", options={"xatol": 1e-10, "fatol": 1e-15, "maxiter": 2000}
+            )
             start = found.x
         best = min(best, found.fun)
     return best
@@ -32,7 +43,10 @@ def multi_start(x, loss, objective, starts=40):
 def test_never_worse_than_multi_start(nanolm, objective):
     rng = np.random.default_rng(1)
     tables = [(n[:8], loss[:8]) for n, loss in nanolm.values()]
-    tables += [(np.geomspace(1, 20, 6), 3 + rng.uniform(0.5, 2) * np.geomspace(1, 20, 6) ** -0.3 + 0.05 * rng.normal(size=6)) for _ in range(4)]
+    tables += [
+        (np.geomspace(1, 20, 6), 3 + rng.uniform(0.5, 2) * np.geomspace(1, 20, 6) ** -0.3 + 0.05 * rng.normal(size=6))
+        for _ in range(4)
+    ]
     for x, loss in tables:
         ours = fit_power(x, loss, np.ones_like(loss), objective, BOUNDS)[3]
         theirs = multi_start(x, loss, objective, 12)
@@ -57,7 +71,14 @@ def test_derivatives_match_differences(delta):
     rng = np.random.default_rng(0)
     n = 9
     x = np.stack([np.ones(n), rng.normal(size=n), np.ones(n), rng.normal(size=n), np.ones(n)], 1)
-    problem = Problem(x, np.array([0, 0, 1, 1, 2]), np.exp(rng.normal(size=n)), rng.uniform(0.5, 2, n), np.full(5, -9.0), np.full(5, 9.0))
+    problem = Problem(
+        x,
+        np.array([0, 0, 1, 1, 2]),
+        np.exp(rng.normal(size=n)),
+        rng.uniform(0.5, 2, n),
+        np.full(5, -9.0),
+        np.full(5, 9.0),
+    )
     theta = 0.3 * rng.normal(size=(2, 5))
     _, gradient, hessian = _derivatives(problem, theta, delta)
     for j in range(5):

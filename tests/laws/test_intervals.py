@@ -31,7 +31,9 @@ def coverage(make_runs, repeats, parameters_only=False):
 
 
 def test_coverage_on_synthetic_truth(make_runs):
-    """7 sizes × 2 seeds over 9×, noise 0.3 %: 90 % intervals hold 86–97 % (400 runs; 95 % limits of that estimate ±2.5 %), half-width ~1.3 %."""
+    """7 sizes × 2 seeds over 9×, noise 0.3 %: 90 % intervals hold 86–97 % (400 runs; 95 % limits of that estimate
+    ±2.5 %), half-width ~1.3 %.
+    """
     share, width = coverage(make_runs, 75)
     assert 0.86 <= share <= 0.97 and width < 0.015
 
@@ -46,7 +48,9 @@ def test_without_noise_and_drift_it_undercovers(make_runs):
 @pytest.mark.parametrize("objective", ["bayes", "least_squares", "huber"])
 @pytest.mark.parametrize("name, last", [("gpt32", 7), ("gpt64", 5)])
 def test_few_proxies_of_nanolm_do_not_mislead(nanolm, objective, name, last):
-    """Widths ≤ 1024 (32 layers) and ≤ 768 (64 layers): the point is 6 % and 8 % off, the interval holds the truth, 3.41 and 2.883."""
+    """Widths ≤ 1024 (32 layers) and ≤ 768 (64 layers): the point is 6 % and 8 % off, the interval holds the truth,
+    3.41 and 2.883.
+    """
     n, loss = nanolm[name]
     p = PowerLaw(objective).fit({"N": n[:last], "loss": loss[:last]}).predict(N=n[8])
     assert p.low < loss[8] < p.high
@@ -67,7 +71,9 @@ def test_published_targets_inside(nanolm):
     for name in ("gpt12", "gpt32", "gpt64", "bert12"):
         n, loss = nanolm[name]
         for k in range(5, len(n)):
-            inside.append(PowerLaw().fit({"N": n[:k], "loss": loss[:k]}).evaluate({"N": n[-1:], "loss": loss[-1:]}).coverage)
+            inside.append(
+                PowerLaw().fit({"N": n[:k], "loss": loss[:k]}).evaluate({"N": n[-1:], "loss": loss[-1:]}).coverage
+            )
     assert np.mean(inside) >= 0.8
 
 
@@ -89,7 +95,9 @@ def test_draws_agree_with_the_grid(make_runs):
 def test_noise_between_seeds_is_measured(make_runs):
     for noise in (0.001, 0.01):
         runs, _ = make_runs(np.random.default_rng(2), noise=noise, seeds=6)
-        assert np.median(Posterior(Groups.of(runs["N"], runs["loss"])).draws(512)["sigma"]) == pytest.approx(noise, rel=0.25)
+        assert np.median(Posterior(Groups.of(runs["N"], runs["loss"])).draws(512)["sigma"]) == pytest.approx(
+            noise, rel=0.25
+        )
 
 
 def test_rolling_origin_sees_a_bend():
@@ -100,9 +108,13 @@ def test_rolling_origin_sees_a_bend():
         def score(k):
             distance = np.log(sizes[k:] / sizes[k - 1])
             return bend * distance**2, np.full(len(distance), 0.002)
+
         return drift_quantiles(rolling_origin(sizes, score), u)[0]
+
     assert tau(0.02) > 5 * tau(0.0)
-    assert drift_quantiles(rolling_origin(sizes[:4], lambda k: (np.empty(0), np.empty(0))), u)[0] == pytest.approx(0.0015, rel=0.05)
+    assert drift_quantiles(rolling_origin(sizes[:4], lambda k: (np.empty(0), np.empty(0))), u)[0] == pytest.approx(
+        0.0015, rel=0.05
+    )
 
 
 def test_mixture_interval_of_one_normal():

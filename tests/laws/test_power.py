@@ -10,19 +10,23 @@ import pytest
 from hf_muscaling.errors import ConfigurationError, FitError
 from hf_muscaling.laws import ExtrapolationWarning, IdentificationWarning, PowerLaw
 
-pytestmark = pytest.mark.filterwarnings("ignore::hf_muscaling.laws.ExtrapolationWarning",
-                                        "ignore::hf_muscaling.laws.IdentificationWarning")
+pytestmark = pytest.mark.filterwarnings(
+    "ignore::hf_muscaling.laws.ExtrapolationWarning", "ignore::hf_muscaling.laws.IdentificationWarning"
+)
 
 
 def fit(n, loss, *args, **options):
     return PowerLaw(*args, **options).fit({"N": n, "loss": loss})
 
 
-@pytest.mark.parametrize("name, last, params, predicted", [
-    ("gpt12", 7, (2.070, -0.518, 3.847), 3.979),
-    ("gpt32", 8, (0.0768, -0.608, 3.370), 3.381),
-    ("gpt64", 8, (0.2486, -0.467, 2.8216), 2.861),
-])
+@pytest.mark.parametrize(
+    "name, last, params, predicted",
+    [
+        ("gpt12", 7, (2.070, -0.518, 3.847), 3.979),
+        ("gpt32", 8, (0.0768, -0.608, 3.370), 3.381),
+        ("gpt64", 8, (0.2486, -0.467, 2.8216), 2.861),
+    ],
+)
 def test_reproduces_nanolm_predictions(nanolm, name, last, params, predicted):
     n, loss = nanolm[name]
     law = fit(n[:last], loss[:last], "least_squares")
@@ -54,11 +58,15 @@ def test_units_of_n_do_not_matter(nanolm, objective):
 def test_order_of_rows_does_not_matter(nanolm):
     n, loss = nanolm["gpt64"]
     order = np.random.default_rng(0).permutation(8)
-    assert fit(n[:8], loss[:8]).predict(N=52.385).loss == pytest.approx(fit(n[order], loss[order]).predict(N=52.385).loss, rel=1e-12)
+    assert fit(n[:8], loss[:8]).predict(N=52.385).loss == pytest.approx(
+        fit(n[order], loss[order]).predict(N=52.385).loss, rel=1e-12
+    )
 
 
 def test_seeds_of_one_size_are_used(make_runs):
-    """More seeds narrow the interval; averaging them by hand beforehand throws the noise away and must not be as good."""
+    """More seeds narrow the interval; averaging them by hand beforehand throws the noise away and must not be as
+    good.
+    """
     rng = np.random.default_rng(3)
     widths = {seeds: [] for seeds in (1, 6)}
     for _ in range(12):
@@ -134,31 +142,49 @@ def test_warns_when_c_is_open_and_only_then():
         fit(good, 2 + 40 * good**-0.34)
 
 
-@pytest.mark.parametrize("rows, message", [
-    ({"N": [1e6, 1e6, 1e6], "loss": [3.0, 3.1, 3.2]}, "1 distinct N"),
-    ({"N": [1e6, 2e6], "loss": [3.0, 2.9]}, "2 distinct N"),
-    ({"N": [1e6, 2e6, 4e6, 8e6], "loss": [3.0, 3.1, 3.2, 3.3]}, "does not fall"),
-    ({"N": [1e6], "loss": [3.0]}, "at least 3 sizes"),
-])
+@pytest.mark.parametrize(
+    "rows, message",
+    [
+        ({"N": [1e6, 1e6, 1e6], "loss": [3.0, 3.1, 3.2]}, "1 distinct N"),
+        ({"N": [1e6, 2e6], "loss": [3.0, 2.9]}, "2 distinct N"),
+        ({"N": [1e6, 2e6, 4e6, 8e6], "loss": [3.0, 3.1, 3.2, 3.3]}, "does not fall"),
+        ({"N": [1e6], "loss": [3.0]}, "at least 3 sizes"),
+    ],
+)
 @pytest.mark.parametrize("objective", ["bayes", "least_squares", "huber", "lad"])
 def test_tables_no_power_law_fits(rows, message, objective):
     with pytest.raises(FitError, match=message):
         PowerLaw(objective).fit(rows)
 
 
-@pytest.mark.parametrize("options, message", [
-    ({"objective": "mse"}, "bayes, huber, least_squares, lad"), ({"count": "all"}, "total, non_embedding"), ({"variable": "W"}, "N, D, C"),
-    ({"count": "non_embedding", "variable": "D"}, "count"),
-])
+@pytest.mark.parametrize(
+    "options, message",
+    [
+        ({"objective": "mse"}, "bayes, huber, least_squares, lad"),
+        ({"count": "all"}, "total, non_embedding"),
+        ({"variable": "W"}, "N, D, C"),
+        ({"count": "non_embedding", "variable": "D"}, "count"),
+    ],
+)
 def test_unknown_options(options, message):
     with pytest.raises(ConfigurationError, match=message):
         PowerLaw(**options)
 
 
-@pytest.mark.parametrize("at, message", [
-    ({"D": 1e9}, "does not know 'D'"), ({}, "needs 'N'"), ({"N": -1}, "finite numbers > 0"), ({"N": "7B"}, "'7B'"), ({"N": True}, "True"),
-    ({"N": [1e6, float("nan")]}, "finite"), ({"N": []}, "finite"), ({"N": 1e6, "level": 1.0}, "between 0 and 1"), ({"N": 1e6, "level": "0.9"}, "between 0 and 1"),
-])
+@pytest.mark.parametrize(
+    "at, message",
+    [
+        ({"D": 1e9}, "does not know 'D'"),
+        ({}, "needs 'N'"),
+        ({"N": -1}, "finite numbers > 0"),
+        ({"N": "7B"}, "'7B'"),
+        ({"N": True}, "True"),
+        ({"N": [1e6, float("nan")]}, "finite"),
+        ({"N": []}, "finite"),
+        ({"N": 1e6, "level": 1.0}, "between 0 and 1"),
+        ({"N": 1e6, "level": "0.9"}, "between 0 and 1"),
+    ],
+)
 def test_bad_predictions(nanolm, at, message):
     with pytest.raises(ConfigurationError, match=message):
         fit(*nanolm["gpt12"]).predict(**at)
@@ -188,6 +214,9 @@ def test_large_tables_fit_quickly():
 
 
 def test_no_torch():
-    code = ("import sys, hf_muscaling.laws as laws; laws.PowerLaw().fit({'N': [1, 2, 4, 8], 'loss': [4, 3.5, 3.2, 3.05]}).predict(N=16); "
-            "bad = {'torch', 'transformers', 'matplotlib', 'pandas', 'datasets'} & set(sys.modules); assert not bad, bad")
+    code = (
+        "import sys, hf_muscaling.laws as laws; "
+        "laws.PowerLaw().fit({'N': [1, 2, 4, 8], 'loss': [4, 3.5, 3.2, 3.05]}).predict(N=16); "
+        "bad = {'torch', 'transformers', 'matplotlib', 'pandas', 'datasets'} & set(sys.modules); assert not bad, bad"
+    )
     subprocess.run([sys.executable, "-W", "ignore", "-c", code], check=True, timeout=60)

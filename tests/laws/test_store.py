@@ -24,7 +24,12 @@ def test_round_trip_is_exact(nanolm, tmp_path, objective):
     law = PowerLaw(objective).fit({"N": n * 1e6, "loss": loss})
     path = tmp_path / "law.json"
     text = law.to_json(path)
-    for back in (PowerLaw.from_json(path), PowerLaw.from_json(str(path)), PowerLaw.from_json(text), ScalingLaw.from_json(json.loads(text))):
+    for back in (
+        PowerLaw.from_json(path),
+        PowerLaw.from_json(str(path)),
+        PowerLaw.from_json(text),
+        ScalingLaw.from_json(json.loads(text)),
+    ):
         assert back.predict(N=1.3e9, level=0.8) == law.predict(N=1.3e9, level=0.8)
         assert back.summary() == law.summary() and back.settings() == law.settings() and back.to_json() == text
     assert [p.name for p in tmp_path.iterdir()] == ["law.json"]
@@ -44,11 +49,33 @@ def test_record_says_what_it_is(law):
 
 
 EDITS = [
-    (("format",), "pickle"), (("format_version",), 2), (("format_version",), True), (("format_version",), "1"), (("law",), "EvilLaw"), (("law",), ["PowerLaw"]),
-    (("settings",), {"objective": "bayes", "__class__": 1}), (("settings",), []), (("settings", "count"), "all"), (("settings", "objective"), 3),
-    (("params", "a"), "1"), (("params", "b"), 0.5), (("params", "c"), -1), (("params", "c"), 2.0), (("params", "a"), 10**400), (("params", "a"), True),
-    (("params",), {"a": 1}), (("params",), {"a": 1, "b": -1, "c": 1, "d": 1}), (("rows",), {}), (("rows", "loss"), [1, 2]), (("rows", "N"), "1e9"),
-    (("rows", "loss"), {"0": 3}), (("rows",), [1]), (("objective_value",), None), (("objective_value",), 0.5), (("range", "N"), [1, 2]), (("range", "N"), None),
+    (("format",), "pickle"),
+    (("format_version",), 2),
+    (("format_version",), True),
+    (("format_version",), "1"),
+    (("law",), "EvilLaw"),
+    (("law",), ["PowerLaw"]),
+    (("settings",), {"objective": "bayes", "__class__": 1}),
+    (("settings",), []),
+    (("settings", "count"), "all"),
+    (("settings", "objective"), 3),
+    (("params", "a"), "1"),
+    (("params", "b"), 0.5),
+    (("params", "c"), -1),
+    (("params", "c"), 2.0),
+    (("params", "a"), 10**400),
+    (("params", "a"), True),
+    (("params",), {"a": 1}),
+    (("params",), {"a": 1, "b": -1, "c": 1, "d": 1}),
+    (("rows",), {}),
+    (("rows", "loss"), [1, 2]),
+    (("rows", "N"), "1e9"),
+    (("rows", "loss"), {"0": 3}),
+    (("rows",), [1]),
+    (("objective_value",), None),
+    (("objective_value",), 0.5),
+    (("range", "N"), [1, 2]),
+    (("range", "N"), None),
 ]
 
 
@@ -63,10 +90,23 @@ def test_edited_records_are_refused(law, path, value):
         ScalingLaw.from_json(record)
 
 
-@pytest.mark.parametrize("text", [
-    "{", "[]", "{}", "[1, 2]", '{"format": NaN}', '{"format": "hf_muscaling.law", "format_version": 1e999}', "[" * 200_000, '{"a":' * 100_000,
-    '{"format": ' + "9" * 10_000 + "}", '{"format": "\\ud800"}', "{\x00}", '{"format": "hf_muscaling.law", "format_version": -Infinity}',
-])
+@pytest.mark.parametrize(
+    "text",
+    [
+        "{",
+        "[]",
+        "{}",
+        "[1, 2]",
+        '{"format": NaN}',
+        '{"format": "hf_muscaling.law", "format_version": 1e999}',
+        "[" * 200_000,
+        '{"a":' * 100_000,
+        '{"format": ' + "9" * 10_000 + "}",
+        '{"format": "\\ud800"}',
+        "{\x00}",
+        '{"format": "hf_muscaling.law", "format_version": -Infinity}',
+    ],
+)
 def test_hostile_text(text):
     with pytest.raises(RecordError):
         PowerLaw.from_json(text)
@@ -105,7 +145,7 @@ def test_fuzz_never_crashes(law):
         refused += _read(edited)
     for _ in range(400):
         i = rng.randrange(len(text))
-        refused += _read(text[:i] + rng.choice(["", "}", "\x00", "9", '"', "-"]) + text[i + rng.randrange(1, 30):])
+        refused += _read(text[:i] + rng.choice(["", "}", "\x00", "9", '"', "-"]) + text[i + rng.randrange(1, 30) :])
     assert refused > 600
 
 

@@ -10,7 +10,7 @@ from hf_muscaling.laws import PowerLaw
 from hf_muscaling.laws.table import read_table
 
 COLUMNS = {"N": [1e6, 2e6, 4e6], "loss": [3.0, 2.8, 2.7]}
-ROWS = [dict(zip(COLUMNS, values)) for values in zip(*COLUMNS.values())]
+ROWS = [{"N": n, "loss": loss} for n, loss in zip(COLUMNS["N"], COLUMNS["loss"], strict=True)]
 
 
 class Rows:
@@ -22,9 +22,19 @@ class Rows:
 
 def layouts():
     pandas, pyarrow, datasets = (pytest.importorskip(m) for m in ("pandas", "pyarrow", "datasets"))
-    yield from (COLUMNS, ROWS, tuple(ROWS), Rows(), pandas.DataFrame(COLUMNS), pandas.DataFrame(COLUMNS, index=[7, 7, 9]),
-                pyarrow.table(COLUMNS), datasets.Dataset.from_dict(COLUMNS), {k: np.array(v) for k, v in COLUMNS.items()},
-                np.rec.fromarrays(list(COLUMNS.values()), names=list(COLUMNS)), {"N": [1000000, 2000000, 4000000], "loss": np.float32([3.0, 2.8, 2.7])})
+    yield from (
+        COLUMNS,
+        ROWS,
+        tuple(ROWS),
+        Rows(),
+        pandas.DataFrame(COLUMNS),
+        pandas.DataFrame(COLUMNS, index=[7, 7, 9]),
+        pyarrow.table(COLUMNS),
+        datasets.Dataset.from_dict(COLUMNS),
+        {k: np.array(v) for k, v in COLUMNS.items()},
+        np.rec.fromarrays(list(COLUMNS.values()), names=list(COLUMNS)),
+        {"N": [1000000, 2000000, 4000000], "loss": np.float32([3.0, 2.8, 2.7])},
+    )
 
 
 def test_layouts():
@@ -37,36 +47,48 @@ def test_layouts():
     assert seen == 11
 
 
-@pytest.mark.parametrize("change, message", [
-    ({"loss": [3.0, float("nan"), 2.7]}, r"'loss', row 1: .*diverged"),
-    ({"loss": [3.0, 2.8, float("inf")]}, "row 2"),
-    ({"loss": [3.0, -2.8, 2.7]}, "> 0"),
-    ({"loss": [3.0, 0, 2.7]}, "> 0"),
-    ({"N": [0, 1e6, 2e6]}, "'N', row 0"),
-    ({"N": [-1, 1e6, 2e6]}, "parameters with embeddings"),
-    ({"N": ["1M", 1e6, 2e6]}, "'1M'"),
-    ({"N": ["1e6", "2e6", "3e6"]}, "expected a number"),
-    ({"loss": [3.0, None, 2.7]}, "found None"),
-    ({"loss": [True, 2.8, 2.7]}, "found True"),
-    ({"loss": [3.0, 2.8]}, "different lengths"),
-    ({"loss": [[3.0], [2.0], [1.0]]}, r"found \[3.0\]"),
-    ({"loss": 3.0}, "one value per run"),
-    ({"loss": "3.0"}, "one value per run"),
-    ({"N": [], "loss": []}, "no rows"),
-    ({"N": [10**400, 1, 2]}, "expected a number"),
-    ({"N": [1 + 2j, 1, 2]}, "expected a number"),
-    ({"weight": [0, 0, 0]}, "weight is 0"),
-    ({"weight": [1, -1, 1]}, "'weight', row 1"),
-])
+@pytest.mark.parametrize(
+    "change, message",
+    [
+        ({"loss": [3.0, float("nan"), 2.7]}, r"'loss', row 1: .*diverged"),
+        ({"loss": [3.0, 2.8, float("inf")]}, "row 2"),
+        ({"loss": [3.0, -2.8, 2.7]}, "> 0"),
+        ({"loss": [3.0, 0, 2.7]}, "> 0"),
+        ({"N": [0, 1e6, 2e6]}, "'N', row 0"),
+        ({"N": [-1, 1e6, 2e6]}, "parameters with embeddings"),
+        ({"N": ["1M", 1e6, 2e6]}, "'1M'"),
+        ({"N": ["1e6", "2e6", "3e6"]}, "expected a number"),
+        ({"loss": [3.0, None, 2.7]}, "found None"),
+        ({"loss": [True, 2.8, 2.7]}, "found True"),
+        ({"loss": [3.0, 2.8]}, "different lengths"),
+        ({"loss": [[3.0], [2.0], [1.0]]}, r"found \[3.0\]"),
+        ({"loss": 3.0}, "one value per run"),
+        ({"loss": "3.0"}, "one value per run"),
+        ({"N": [], "loss": []}, "no rows"),
+        ({"N": [10**400, 1, 2]}, "expected a number"),
+        ({"N": [1 + 2j, 1, 2]}, "expected a number"),
+        ({"weight": [0, 0, 0]}, "weight is 0"),
+        ({"weight": [1, -1, 1]}, "'weight', row 1"),
+    ],
+)
 def test_bad_columns(change, message):
     with pytest.raises(FitError, match=message):
         PowerLaw().fit(COLUMNS | change)
 
 
-@pytest.mark.parametrize("table, message", [
-    (None, "NoneType"), (3, "int"), ("runs.csv", "pandas.read_csv"), ([], "no column|no rows"), ([1, 2], "list"), ({}, "no column 'N'"),
-    ({"params": [1], "loss": [3]}, "Rename 'params' to 'N'"), ({"N": [1e6], "eval_loss": [3]}, "Rename 'eval_loss'"),
-])
+@pytest.mark.parametrize(
+    "table, message",
+    [
+        (None, "NoneType"),
+        (3, "int"),
+        ("runs.csv", "pandas.read_csv"),
+        ([], "no column|no rows"),
+        ([1, 2], "list"),
+        ({}, "no column 'N'"),
+        ({"params": [1], "loss": [3]}, "Rename 'params' to 'N'"),
+        ({"N": [1e6], "eval_loss": [3]}, "Rename 'eval_loss'"),
+    ],
+)
 def test_bad_layouts(table, message):
     with pytest.raises(FitError, match=message):
         PowerLaw().fit(table)
