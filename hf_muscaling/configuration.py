@@ -44,18 +44,18 @@ class ExperimentConfig:
     base_width: int = _option(32, "Width at which hyperparameters are searched.")
     widths: list[int] = _option([32, 48, 64, 80, 96], "Widths of the proxies.")
     target_width: int = _option(192, "Width of the model to predict.")
-    seeds: int = _option(3, "Seeds (initialisations) per proxy width.")
+    seeds: int = _option(2, "Seeds (initialisations) per proxy width.")
     target_seeds: int = _option(1, "Seeds of the target when it is verified; their mean loss is compared.")
     verify: bool = _option(False, "Train the target too and report the error of the prediction.")
 
-    learning_rates: list[float] = _option([8e-3, 1.6e-2, 3.2e-2], "Grid of learning rates at base width.")
+    learning_rates: list[float] = _option([4e-3, 8e-3, 1.6e-2], "Grid of learning rates at base width.")
     init_stds: list[float] = _option([0.05], "Grid of initial standard deviations at base width.")
     output_multipliers: list[float] = _option([1.0], "Grid of output multipliers.")
-    steps: int = _option(600, "Optimizer steps of every run.")
+    steps: int = _option(800, "Optimizer steps of every run.")
     batch_size: int = _option(32, "Sequences per optimizer step, over all processes.")
     accumulation_steps: int = _option(1, "Micro-batches per step.")
     sequence_length: int = _option(64, "Tokens per sequence.")
-    warmup_steps: int = _option(100, "Steps of linear warm-up.")
+    warmup_steps: int = _option(120, "Steps of linear warm-up.")
     lr_scheduler: str = _option("cosine", "Any scheduler of transformers.")
     weight_decay: float = _option(0.0, "Weight decay at base width, coupled to the learning rate.")
     adam_beta1: float = _option(0.9, "Adam's β1.")
@@ -250,7 +250,11 @@ def parse_experiment(
     first = argparse.ArgumentParser(add_help=False)
     first.add_argument("--config")
     given, rest = first.parse_known_args(arguments)
-    parser = HfArgumentParser([ExperimentConfig], description=description, allow_abbrev=False)
+    parser = HfArgumentParser(
+        ExperimentConfig,  # type: ignore[arg-type]
+        description=description,
+        allow_abbrev=False,
+    )
     parser.add_argument("--config", help="YAML file with any of these settings.")
     if given.config:
         parser.set_defaults(**_coerced(read_experiment_file(given.config)))

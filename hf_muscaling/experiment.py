@@ -5,6 +5,7 @@ continues.
 """
 
 import itertools
+import math
 import logging
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
@@ -48,7 +49,7 @@ class ExperimentResult:
     @property
     def relative_error(self) -> float | None:
         """Return (predicted − actual) / actual, if the target was trained."""
-        return None if self.actual is None else self.prediction.loss / self.actual - 1
+        return None if self.actual is None else float(self.prediction.loss) / self.actual - 1
 
     @property
     def inside(self) -> bool | None:
@@ -106,7 +107,7 @@ def _train_and_predict(config, base, args, data, folder, progress) -> Experiment
     costs = [job.cost(per_step) for job in grid + planned]
     main = args.process_index == 0
     bar = SeriesProgress(costs, f"{config.architecture} series", enabled=progress and main)
-    options = {"family": _family(config, data), "hashes": hashes, "progress": bar}
+    options: dict[str, Any] = {"family": _family(config, data), "hashes": hashes, "progress": bar}
     datasets = (data.train, data.heldout, folder / "runs")
     try:
         if main:
@@ -147,7 +148,7 @@ def best_of_grid(runs: Sequence[Run], config: ExperimentConfig) -> Run:
             f"Every run of the grid diverged (learning rates {config.learning_rates}, stds {config.init_stds}): "
             "nothing to transfer. Lower them (--learning_rates) or lengthen the warm-up; the records are kept."
         )
-    best = min(finished, key=lambda run: run.loss)
+    best = min(finished, key=lambda run: run.loss or math.inf)
     tried = sorted({run.lr for run in runs})
     if len(tried) > 2 and best.lr in (tried[0], tried[-1]):
         logger.warning(
@@ -166,7 +167,7 @@ def fit_law(proxies: Series, config: ExperimentConfig) -> "ScalingLaw":
             f"Only the widths {sorted(losses)} finished, the others diverged: a law needs three. Lower the learning "
             "rate or lengthen the warm-up; finished runs are kept."
         )
-    options = {} if config.objective is None else {"objective": config.objective}
+    options: dict[str, Any] = {} if config.objective is None else {"objective": config.objective}
     return PowerLaw(count=config.count, **options).fit(proxies)
 
 

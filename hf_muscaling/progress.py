@@ -69,5 +69,6 @@ class SeriesProgress(TrainerCallback):
             self.run.set_postfix_str(f"loss {logs['loss']:.4f}", refresh=False)
 
     def _advance(self, fraction: float) -> None:
-        self.series.update((fraction - self.done) * self.cost)
+        ahead = (fraction - self.done) * self.cost
+        self.series.update(min(ahead, self.series.total - self.series.n))  # never past the end by a rounding error
         self.done = fraction

@@ -61,7 +61,7 @@ def train_series(
         jobs,
         train_dataset,
         train_dataset if eval_dataset is None else eval_dataset,
-        output_dir or args.output_dir,
+        output_dir or str(args.output_dir),
         model_class=model_class,
         data_collator=data_collator,
         hashes=hashes,

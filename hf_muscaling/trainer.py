@@ -305,8 +305,8 @@ def token_mean_loss(outputs: Any, labels: torch.Tensor, num_items_in_batch: torc
 
 def _check_scheduler(args: TrainingArguments) -> None:
     name = str(getattr(args.lr_scheduler_type, "value", args.lr_scheduler_type))
-    if name == "reduce_lr_on_plateau" and (args.lr_scheduler_kwargs or {}).get("min_lr"):
+    if name in ("reduce_lr_on_plateau", "greedy") and (args.lr_scheduler_kwargs or {}).get("min_lr"):
         raise ConfigurationError(
-            "lr_scheduler_type='reduce_lr_on_plateau' with min_lr sets one floor for all μP groups and so changes "
+            f"lr_scheduler_type={name!r} with min_lr sets one floor for all μP groups and so changes "
             "their ratios; leave min_lr out, or use 'cosine_with_min_lr' with min_lr_rate."
         )

@@ -156,3 +156,23 @@ def test_the_recipe_survives_kill_9_at_any_moment(tmp_path):
     assert [(r.run_id, r.loss, r.curve) for r in runs[0]] == [(r.run_id, r.loss, r.curve) for r in runs[1]]
     predictions = [json.loads((tmp_path / name / "prediction.json").read_text()) for name in ("whole", "killed")]
     assert predictions[0] == predictions[1]
+
+
+@pytest.mark.slow
+def test_two_processes_train_the_same_series(tmp_path):
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "HF_MUSCALING_CACHE": str(tmp_path / "cache")}
+    settings = {"steps": 20, "widths": [16, 32, 64], "learning_rates": [1e-2]}
+    series = {}
+    for processes in (1, 2):
+        config = tiny_experiment(tmp_path, output_dir=str(tmp_path / f"out{processes}"), **settings)
+        launch = ["torchrun", "--standalone", "--nproc_per_node", "2"] if processes == 2 else [sys.executable]
+        done = subprocess.run([*launch, RECIPE, *flags(config)], env=environment, capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr[-3000:]
+        assert done.stdout.count("Predicted loss") == 1
+        series[processes] = Series.from_jsonl(tmp_path / f"out{processes}" / "runs.jsonl")
+    for one, two in zip(series[1], series[2], strict=True):
+        assert (one.N, one.D, one.B, one.S) == (two.N, two.D, two.B, two.S)
+        assert two.loss == pytest.approx(one.loss, abs=2e-4)
+        for a, b in zip(one.curve, two.curve, strict=True):
+            assert b["tokens"] == a["tokens"]
+            assert b["loss"] == pytest.approx(a["loss"], abs=2e-4)

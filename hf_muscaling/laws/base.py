@@ -12,6 +12,7 @@ import os
 import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from itertools import takewhile
 from typing import Any, ClassVar
 
 import numpy as np
@@ -97,6 +98,7 @@ class ScalingLaw:
     objectives: ClassVar[tuple[str, ...]] = ()
     equation: ClassVar[str] = ""
     bounds: ClassVar[dict[str, tuple[float, float]]] = {}
+    labels: ClassVar[tuple[str, ...]] = ()  #: label columns the law uses when present, such as run_id
     params_: dict[str, float]
     objective_value_: float
     range_: dict[str, tuple[float, float]]
@@ -131,13 +133,13 @@ class ScalingLaw:
 
     @property
     def variables(self) -> tuple[str, ...]:
-        """Names of the variables of `loss`, as `predict` takes them."""
-        return tuple(n for n in inspect.signature(self.loss).parameters if n in VARIABLES)
+        """Names of the variables of `loss`, as `predict` takes them: its leading arguments named in `VARIABLES`."""
+        return tuple(takewhile(VARIABLES.__contains__, inspect.signature(self.loss).parameters))
 
     @property
     def parameters(self) -> tuple[str, ...]:
-        """Names of the parameters of `loss`, the paper's letters."""
-        return tuple(n for n in inspect.signature(self.loss).parameters if n not in VARIABLES)
+        """Names of the parameters of `loss`, the paper's letters (the B of Chinchilla is not the B of a batch)."""
+        return tuple(inspect.signature(self.loss).parameters)[len(self.variables) :]
 
     @property
     def columns(self) -> dict[str, str]:
@@ -265,7 +267,7 @@ class ScalingLaw:
         return len(self._columns["loss"])
 
     def _read(self, table: Any) -> dict[str, np.ndarray]:
-        columns = read_table(table, [*self.columns.values(), "loss"], ["weight"])
+        columns = read_table(table, [*self.columns.values(), "loss"], ["weight", *self.labels])
         if "weight" in columns and not columns["weight"].all():
             keep = columns["weight"] > 0
             columns = {name: values[keep] for name, values in columns.items()}

@@ -43,8 +43,8 @@ def check_objective(objective: str, allowed: tuple[str, ...]) -> str:
 
 @dataclass(frozen=True)
 class Problem:
-    """One regression: covariates `x` (n, p), the term `term[j]` that parameter j belongs to, losses, weights, bounds
-    of theta.
+    """Regressions on the same rows: covariates `x` (n, p), the term `term[j]` that parameter j belongs to, losses (n,),
+    weights (n,) or, one set for each regression, (m, n), and bounds of theta.
     """
 
     x: np.ndarray
@@ -62,47 +62,70 @@ class Problem:
 def objective_value(objective: str, log_fit: np.ndarray, loss: np.ndarray, weight: np.ndarray) -> np.ndarray:
     """What an objective makes of fitted log losses (…, n): a weighted sum over the rows (see `OBJECTIVES`)."""
     if objective == "least_squares":
-        return (np.exp(log_fit) - loss) ** 2 @ weight
+        return ((np.exp(log_fit) - loss) ** 2 * weight).sum(-1)
     r = np.abs(log_fit - np.log(loss))
     if objective == "lad":
-        return r @ weight
+        return (r * weight).sum(-1)
     if objective == "huber":
-        return np.where(r <= DELTA, 0.5 * r * r, DELTA * (r - 0.5 * DELTA)) @ weight
-    return (r * r) @ weight
+        return (np.where(r <= DELTA, 0.5 * r * r, DELTA * (r - 0.5 * DELTA)) * weight).sum(-1)
+    return (r * r * weight).sum(-1)
 
 
 def _log_loss(problem: Problem, theta: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """log L (m, n) and the share of each term (m, n, K)."""
+    """log L (m, n) and the share of each term (K, m, n)."""
     terms = int(problem.term.max()) + 1
-    logs = np.empty((len(theta), len(problem.loss), terms))
+    share = np.empty((terms, len(theta), len(problem.loss)))
     for k in range(terms):
         own = problem.term == k
-        logs[..., k] = theta[:, own] @ problem.x[:, own].T
-    top = logs.max(-1, keepdims=True)
-    share = np.exp(logs - top)
-    total = share.sum(-1, keepdims=True)
-    return (top + np.log(total))[..., 0], share / total
+        np.matmul(theta[:, own], problem.x[:, own].T, out=share[k])
+    top = share.max(0)
+    np.exp(share - top, out=share)
+    total = share.sum(0)
+    share /= total
+    return top + np.log(total), share
 
 
-def _derivatives(problem: Problem, theta: np.ndarray, delta: float | None) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def _derivatives(
+    problem: Problem, theta: np.ndarray, delta: float | None, weight: np.ndarray
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Value (m,), gradient (m, p) and exact Hessian (m, p, p); delta None means least squares on the loss itself."""
     log, share = _log_loss(problem, theta)
-    v = share[..., problem.term] * problem.x
+    v = np.empty((len(theta), theta.shape[1], len(problem.loss)))
+    for j, k in enumerate(problem.term):
+        np.multiply(share[k], problem.x[:, j], out=v[:, j])
     if delta is None:
         fit = np.exp(log)
         r = fit - problem.loss
-        value = (r * r) @ problem.weight
-        first, outer = 2 * r * fit * problem.weight, 2 * fit * fit * problem.weight
+        value = (r * r * weight).sum(1)
+        first, outer = 2 * r * fit * weight, 2 * fit * fit * weight
     else:
         r = log - np.log(problem.loss)
-        inside = np.abs(r) <= delta
-        value = np.where(inside, 0.5 * r * r, delta * (np.abs(r) - 0.5 * delta)) @ problem.weight
-        first = np.clip(r, -delta, delta) * problem.weight
-        outer = inside * problem.weight - first
-    gradient = np.einsum("mn,mnp->mp", first, v)
-    same = (problem.term[:, None] == problem.term).astype(float)
-    hessian = np.swapaxes(v * outer[..., None], 1, 2) @ v + (np.swapaxes(v * first[..., None], 1, 2) @ problem.x) * same
-    return value, gradient, hessian
+        clipped = np.clip(r, -delta, delta)
+        value = (clipped * (r - 0.5 * clipped) * weight).sum(1)
+        first = clipped * weight
+        outer = (clipped == r) * weight - first
+    pulled = v * first[:, None]
+    same = problem.term[:, None] == problem.term
+    hessian = (v * outer[:, None]) @ v.transpose(0, 2, 1) + (pulled @ problem.x) * same
+    return value, pulled.sum(2), hessian
+
+
+def _step(h: np.ndarray, g: np.ndarray, damping: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Newton's step and the decrease it promises; on |h| for the rows where h points uphill."""
+    eye = np.eye(g.shape[1])
+    try:
+        step = -np.linalg.solve(h + damping[:, None, None] * eye, g[..., None])[..., 0]
+        promised = -0.5 * (step * g).sum(1)
+    except np.linalg.LinAlgError:
+        step, promised = np.zeros_like(g), np.full(len(g), -1.0)
+    uphill = ~(promised > 0)
+    if uphill.any():
+        eigen, vectors = np.linalg.eigh(h[uphill])
+        along = np.einsum("mij,mi->mj", vectors, g[uphill])
+        curvature = np.abs(eigen) + damping[uphill, None]
+        step[uphill] = -np.einsum("mij,mj->mi", vectors, along / curvature)
+        promised[uphill] = 0.5 * np.sum(along**2 / curvature, 1)
+    return step, promised
 
 
 def newton(
@@ -122,7 +145,8 @@ def newton(
     p = theta.shape[1]
     free = np.ones(p, bool) if free is None else free
     damping = np.full(len(theta), 1e-3)
-    value, gradient, hessian = _derivatives(problem, theta, delta)
+    weight = problem.weight
+    value, gradient, hessian = _derivatives(problem, theta, delta, weight)
     live = np.arange(len(theta))
     for _ in range(steps):
         g, h, t = gradient[live], hessian[live], theta[live]
@@ -131,13 +155,10 @@ def newton(
         h = np.where(held[:, :, None] | held[:, None, :], np.eye(p) * 1.0, h)
         scale = np.abs(np.einsum("mii->mi", h))
         scale = np.sqrt(np.maximum(scale, 1e-20 * scale.max(1, keepdims=True) + 1e-60))
-        eigen, vectors = np.linalg.eigh(h / scale[:, :, None] / scale[:, None, :])
-        along = np.einsum("mij,mi->mj", vectors, g / scale)
-        curvature = np.abs(eigen) + damping[live, None]
-        step = -np.einsum("mij,mj->mi", vectors, along / curvature) / scale
-        promised = 0.5 * np.sum(along**2 / curvature, 1)
+        step, promised = _step(h / (scale[:, :, None] * scale[:, None, :]), g / scale, damping[live])
+        step /= scale
         tried = np.clip(t + np.clip(step, -3, 3), problem.low, problem.high)
-        new, new_gradient, new_hessian = _derivatives(problem, tried, delta)
+        new, new_gradient, new_hessian = _derivatives(problem, tried, delta, weight if weight.ndim == 1 else weight[live])
         better = new < value[live]
         kept = live[better]
         theta[kept], value[kept] = tried[better], new[better]
@@ -151,17 +172,20 @@ def newton(
     return theta
 
 
-def minimise(problem: Problem, starts: np.ndarray, objective: str) -> tuple[np.ndarray, float]:
-    """The best end point (p,) and its objective, from every start at once."""
+def minimise(
+    problem: Problem, starts: np.ndarray, objective: str, polish: bool = True, lowering: bool = False
+) -> tuple[np.ndarray, float]:
+    """The best end point (p,) and its objective, from every start at once.
+
+    `lowering` approaches the objective through wider Huber widths; `polish` ends with a simplex search, for kinks.
+    """
     theta = starts
-    for delta in _POLISH[objective]:
-        theta = newton(problem, theta, delta)
+    for delta in (*_PROFILE[objective], *_POLISH[objective]) if lowering else _POLISH[objective]:
+        theta = newton(problem, theta, delta, tolerance=1e-14 if delta == _POLISH[objective][-1] else 1e-4)
     theta = np.concatenate([starts, theta])
     values = problem.value(theta, objective)
     best = int(np.nanargmin(values))
-    if (
-        objective != "least_squares" and len(problem.loss) <= 2000
-    ):  # kinks where rows enter and leave the inside: finish without derivatives
+    if polish and objective != "least_squares" and len(problem.loss) <= 2000:
         for _ in range(2):
             end = simplex(
                 lambda t: float(problem.value(np.clip(t, problem.low, problem.high)[None], objective)[0]),
@@ -172,6 +196,23 @@ def minimise(problem: Problem, starts: np.ndarray, objective: str) -> tuple[np.n
             if end.fun < values[best]:
                 theta[best], values[best] = np.clip(end.x, problem.low, problem.high), end.fun
     return theta[best], float(values[best])
+
+
+def resampled(problem: Problem, theta: np.ndarray, objective: str, chunk: int = 48) -> np.ndarray:
+    """The optimum (m, p) under each of the m weightings of `problem.weight`, starting from the optimum of all rows.
+
+    A weighting moves the optimum far less than Huber's continuation has to bridge, so one start does; in chunks that
+    stay in the processor's cache.
+    """
+    out = np.empty((len(problem.weight), len(theta)))
+    for begin in range(0, len(out), chunk):
+        weight = problem.weight[begin : begin + chunk]
+        part = Problem(problem.x, problem.term, problem.loss, weight, problem.low, problem.high)
+        found = np.repeat(theta[None], len(weight), 0)
+        for delta in (*_PROFILE[objective][1:], *_POLISH[objective][1:]) or (None,):
+            found = newton(part, found, delta, tolerance=1e-9)
+        out[begin : begin + chunk] = found
+    return out
 
 
 def power_problem(

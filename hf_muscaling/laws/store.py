@@ -48,7 +48,7 @@ def write(law: ScalingLaw, path: str | os.PathLike[str] | None) -> str:
         "params": law.params_,
         "objective_value": law.objective_value_,
         "range": {name: list(ends) for name, ends in law.range_.items()},
-        "rows": {name: values.tolist() for name, values in law._columns.items()},
+        "rows": {name: [str(v) for v in values] if values.dtype == object else values.tolist() for name, values in law._columns.items()},
     }
     text = json.dumps(record, indent=1, allow_nan=False, ensure_ascii=False)
     if path is not None:
@@ -107,7 +107,7 @@ def _fill(law: ScalingLaw, record: Mapping[str, Any], values: dict[str, float], 
     """Rows, objective and range, each checked against the others."""
     rows = _mapping(record, "rows", where)
     try:
-        columns = read_table(dict(rows), [*law.columns.values(), "loss"], ["weight"])
+        columns = read_table(dict(rows), [*law.columns.values(), "loss"], ["weight", *law.labels])
         with np.errstate(all="ignore"):
             score = law._score(columns, values)
     except (MuScalingError, ValueError, OverflowError, TypeError) as error:
