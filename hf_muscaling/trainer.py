@@ -305,8 +305,9 @@ def token_mean_loss(outputs: Any, labels: torch.Tensor, num_items_in_batch: torc
 
 def _check_scheduler(args: TrainingArguments) -> None:
     name = str(getattr(args.lr_scheduler_type, "value", args.lr_scheduler_type))
-    if name in ("reduce_lr_on_plateau", "greedy") and (args.lr_scheduler_kwargs or {}).get("min_lr"):
+    default = {"reduce_lr_on_plateau": 0.0, "greedy": 1e-3}  # the schedulers' own floors, the same for all groups
+    if name in default and (args.lr_scheduler_kwargs or {}).get("min_lr", default[name]):
         raise ConfigurationError(
-            f"lr_scheduler_type={name!r} with min_lr sets one floor for all μP groups and so changes "
-            "their ratios; leave min_lr out, or use 'cosine_with_min_lr' with min_lr_rate."
+            f"lr_scheduler_type={name!r} with min_lr sets one floor for all μP groups and so changes their ratios; set "
+            "min_lr to 0 in lr_scheduler_kwargs, or use 'cosine_with_min_lr' with min_lr_rate."
         )

@@ -12,9 +12,7 @@ WIDTHS = (128, 256, 384, 512, 640, 768, 896, 1024)
 
 
 def gpt(width, layers=12, vocabulary=50304, positions=1024):
-    return MuGPT2Config(
-        vocab_size=vocabulary, n_embd=width, n_head=width // 64, n_layer=layers, n_positions=positions
-    )
+    return MuGPT2Config(vocab_size=vocabulary, n_embd=width, n_head=width // 64, n_layer=layers, n_positions=positions)
 
 
 def llama(width, layers=12, tied=True):

@@ -99,7 +99,9 @@ class TestPlan:
             model.extra = nn.Module()
             model.extra.gain = nn.Parameter(torch.ones(3))
             model.mu_table()
-        with pytest.raises(ConfigurationError, match=r"parameter extra\.gain matches 0 patterns .* hf_muscaling\.models"):
+        with pytest.raises(
+            ConfigurationError, match=r"parameter extra\.gain matches 0 patterns .* hf_muscaling\.models"
+        ):
             model.mu_role("extra.gain")
 
     def test_a_parameter_with_two_roles_is_named(self, llama):
@@ -303,7 +305,9 @@ class TestRoundTrips:
         except (ValueError, RuntimeError) as error:
             assert written["model_type"] in str(error)
         else:
-            assert f"`{written['model_type']}`" in caplog.text  # "You are using a model of type … This is not supported"
+            assert (
+                f"`{written['model_type']}`" in caplog.text
+            )  # "You are using a model of type … This is not supported"
         finally:
             logging.disable_propagation()
 
@@ -341,7 +345,9 @@ class TestRoundTrips:
         model = architecture.model(architecture.base(layers=1).at_width(64)).eval()
         compiled = torch.compile(model, fullgraph=True)
         with torch.no_grad():
-            torch.testing.assert_close(compiled(tokens, use_cache=False).logits, logits(model, tokens), atol=1e-5, rtol=1e-4)
+            torch.testing.assert_close(
+                compiled(tokens, use_cache=False).logits, logits(model, tokens), atol=1e-5, rtol=1e-4
+            )
 
     def test_bfloat16(self, model, architecture, tokens, tmp_path):
         cast = copy.deepcopy(model).to(torch.bfloat16)
@@ -437,9 +443,7 @@ class TestConfig:
         with pytest.raises(ConfigurationError, match="positive whole number"):
             architecture.base().at_width(width)
 
-    @pytest.mark.parametrize(
-        "width, near", [(100, "96 and 112"), (8, "16 and 32"), (40, "32 and 48")]
-    )
+    @pytest.mark.parametrize("width, near", [(100, "96 and 112"), (8, "16 and 32"), (40, "32 and 48")])
     def test_width_not_divisible_by_the_head_size(self, gpt2, width, near):
         with pytest.raises(ConfigurationError, match=f"Width {width} .*multiple of 16; the nearest are {near}"):
             gpt2.base().at_width(width)

@@ -218,7 +218,9 @@ class TestOptimizers:
     def test_a_scheduler_with_one_floor_for_all_groups_breaks_them(self, llama):
         """Why MuTrainer refuses reduce_lr_on_plateau with min_lr."""
         optimizer = MuAdamW(llama.model(llama.base().at_width(128)), lr=0.1)
-        schedule = get_scheduler("reduce_lr_on_plateau", optimizer, scheduler_specific_kwargs={"min_lr": 0.05, "patience": 0})
+        schedule = get_scheduler(
+            "reduce_lr_on_plateau", optimizer, scheduler_specific_kwargs={"min_lr": 0.05, "patience": 0}
+        )
         for _ in range(8):
             schedule.step(1.0)
         assert [g["lr"] for g in optimizer.param_groups] == [0.05, 0.025]
@@ -228,4 +230,3 @@ class TestOptimizers:
         rates = {n: g["lr"] for n, g in by_name(model, mu_param_groups(model, 1.0, lr_scale=sgd_lr_scale)).items()}
         assert rates["transformer.wte.weight"] == 2.0 and rates["transformer.h.0.attn.c_attn.weight"] == 1.0
         assert rates["transformer.h.0.attn.c_attn.bias"] == 2.0
-

@@ -117,7 +117,10 @@ class TestLosses:
         expected = next_token_loss(model, data)
         norm = gradient_norm(model, expected)
         args = arguments(
-            tmp_path, max_steps=1, per_device_train_batch_size=8 // accumulation, gradient_accumulation_steps=accumulation
+            tmp_path,
+            max_steps=1,
+            per_device_train_batch_size=8 // accumulation,
+            gradient_accumulation_steps=accumulation,
         )
         trainer = MuTrainer(model, args, train_dataset=data)
         trainer.train()
@@ -138,7 +141,9 @@ class TestLosses:
         trainer = MuTrainer(model, arguments(tmp_path), eval_dataset=data)
         expected = next_token_loss(model, data).item()
         assert trainer.evaluate()["eval_loss"] == pytest.approx(expected, rel=1e-6)
-        assert trainer.evaluate(data, metric_key_prefix="held_out")["held_out_loss"] == pytest.approx(expected, rel=1e-6)
+        assert trainer.evaluate(data, metric_key_prefix="held_out")["held_out_loss"] == pytest.approx(
+            expected, rel=1e-6
+        )
         assert trainer.predict(data).metrics["test_loss"] == pytest.approx(expected, rel=1e-6)
 
     @pytest.mark.parametrize("accumulation", [1, 4])
@@ -190,7 +195,6 @@ class TestLosses:
         monkeypatch.setattr(
             Trainer, "create_accelerator_and_postprocess", lambda self: setattr(self, "accelerator", accelerator)
         )
-        trainer = SimpleNamespace(args=SimpleNamespace(bf16=False))
         trainer = type("Bare", (MuTrainer,), {"__init__": lambda self: None})()
         for bf16, version in ((False, 2), (True, 1), (True, 2)):
             trainer.args, plugin.fsdp_version = SimpleNamespace(bf16=bf16), version
@@ -208,8 +212,8 @@ class TestResume:
     def test_resumed_run_is_bit_identical_and_reports_its_whole_mean(self, architecture, tmp_path):
         def trainer(folder, seed=0):
             model = architecture.model(architecture.base(layers=1).at_width(64), seed)
-            settings = {"max_steps": 7, "logging_steps": 3, "save_strategy": "steps", "save_steps": 4, "lr_scheduler_type": "cosine"}  # fmt: skip  # noqa: E501
-            return MuTrainer(model, arguments(folder, **settings), train_dataset=blocks(64))
+            settings = {"max_steps": 7, "logging_steps": 3, "save_steps": 4, "lr_scheduler_type": "cosine"}
+            return MuTrainer(model, arguments(folder, save_strategy="steps", **settings), train_dataset=blocks(64))
 
         whole = trainer(tmp_path / "whole")
         result = whole.train()
@@ -336,7 +340,7 @@ class TestCurve:
     def test_flops_equal_trainers_own(self, llama_model, tmp_path):
         trainer = MuTrainer(llama_model, arguments(tmp_path), train_dataset=blocks(8))
         batch = {"input_ids": torch.zeros(3, 7, dtype=torch.long)}
-        assert trainer.floating_point_ops(batch) == llama_model.floating_point_ops(batch)
+        assert trainer.floating_point_ops(batch) == Trainer.floating_point_ops(trainer, batch) > 0
 
 
 class TestOptimizer:
@@ -417,8 +421,12 @@ class TestRefusals:
     @pytest.mark.parametrize("name", ["reduce_lr_on_plateau", "greedy"])
     def test_a_floor_for_all_groups(self, llama_model, tmp_path, name):
         settings = {"lr_scheduler_type": name, "eval_strategy": "steps", "eval_steps": 1}
-        with pytest.raises(ConfigurationError, match="min_lr sets one floor"):
-            MuTrainer(llama_model, arguments(tmp_path, lr_scheduler_kwargs={"min_lr": 1e-4}, **settings))
+        with pytest.raises(ConfigurationError, match=f"'{name}' with min_lr sets one floor"):
+            args = arguments(tmp_path, lr_scheduler_kwargs={"min_lr": 1e-4}, **settings)
+            MuTrainer(llama_model, args, eval_dataset=blocks(4))
+        MuTrainer(
+            llama_model, arguments(tmp_path, lr_scheduler_kwargs={"min_lr": 0.0}, **settings), eval_dataset=blocks(4)
+        )
 
     def test_label_smoothing(self, llama_model, tmp_path):
         with pytest.raises(ConfigurationError, match=r"label_smoothing_factor=0\.1 would report another loss"):
@@ -474,7 +482,6 @@ class TestStillATrainer:
         trainer.train()
         trainer.save_model(str(tmp_path / "final"))
         again = type(model).from_pretrained(tmp_path / "final")
-        assert again.config.use_cache is True
         ids = stack(blocks(2))["input_ids"]
         with torch.no_grad():
             assert torch.equal(again(ids).logits, model.eval()(ids).logits)

@@ -1,6 +1,15 @@
 """Scaling laws: fitted to tables of runs, with intervals; NumPy and SciPy only, never torch."""
 
 from .base import Evaluation, ExtrapolationWarning, IdentificationWarning, Prediction, ScalingLaw
+from .chinchilla import ChinchillaLaw
 from .power import PowerLaw
 
-__all__ = ["Evaluation", "ExtrapolationWarning", "IdentificationWarning", "PowerLaw", "Prediction", "ScalingLaw"]
+__all__ = [
+    "ChinchillaLaw",
+    "Evaluation",
+    "ExtrapolationWarning",
+    "IdentificationWarning",
+    "PowerLaw",
+    "Prediction",
+    "ScalingLaw",
+]

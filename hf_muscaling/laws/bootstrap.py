@@ -87,7 +87,8 @@ class BootstrapInterval:
             point = [v[i] for v in at.values()]
             centre = np.log(self.loss(*point, *draws["params"].values()))
             outside = max(
-                max(np.log(x / hi), np.log(lo / x), 0.0) for x, (lo, hi) in zip(point, self.range_.values(), strict=True)
+                max(np.log(x / hi), np.log(lo / x), 0.0)
+                for x, (lo, hi) in zip(point, self.range_.values(), strict=True)
             )
             variance = draws["sigma"] ** 2 + draws["tau"] ** 2 * outside ** (2 * DRIFT_POWER)
             ends.append(mixture_interval(centre, np.sqrt(variance), level))

@@ -78,8 +78,10 @@ def _log_loss(problem: Problem, theta: np.ndarray) -> tuple[np.ndarray, np.ndarr
     for k in range(terms):
         own = problem.term == k
         np.matmul(theta[:, own], problem.x[:, own].T, out=share[k])
-    top = share.max(0)
-    np.exp(share - top, out=share)
+    top = np.zeros(()) if share.min() > -300 and share.max() < 300 else share.max(0)
+    if top.ndim:
+        share -= top
+    np.exp(share, out=share)
     total = share.sum(0)
     share /= total
     return top + np.log(total), share
@@ -158,7 +160,9 @@ def newton(
         step, promised = _step(h / (scale[:, :, None] * scale[:, None, :]), g / scale, damping[live])
         step /= scale
         tried = np.clip(t + np.clip(step, -3, 3), problem.low, problem.high)
-        new, new_gradient, new_hessian = _derivatives(problem, tried, delta, weight if weight.ndim == 1 else weight[live])
+        new, new_gradient, new_hessian = _derivatives(
+            problem, tried, delta, weight if weight.ndim == 1 else weight[live]
+        )
         better = new < value[live]
         kept = live[better]
         theta[kept], value[kept] = tried[better], new[better]
@@ -198,7 +202,7 @@ def minimise(
     return theta[best], float(values[best])
 
 
-def resampled(problem: Problem, theta: np.ndarray, objective: str, chunk: int = 48) -> np.ndarray:
+def resampled(problem: Problem, theta: np.ndarray, objective: str, chunk: int = 96) -> np.ndarray:
     """The optimum (m, p) under each of the m weightings of `problem.weight`, starting from the optimum of all rows.
 
     A weighting moves the optimum far less than Huber's continuation has to bridge, so one start does; in chunks that
@@ -209,8 +213,10 @@ def resampled(problem: Problem, theta: np.ndarray, objective: str, chunk: int = 
         weight = problem.weight[begin : begin + chunk]
         part = Problem(problem.x, problem.term, problem.loss, weight, problem.low, problem.high)
         found = np.repeat(theta[None], len(weight), 0)
-        for delta in (*_PROFILE[objective][1:], *_POLISH[objective][1:]) or (None,):
-            found = newton(part, found, delta, tolerance=1e-9)
+        *wide, last = (*_PROFILE[objective][1:], *_POLISH[objective])
+        for delta in wide:
+            found = newton(part, found, delta, tolerance=1e-2)
+        found = newton(part, found, last, tolerance=1e-8)
         out[begin : begin + chunk] = found
     return out
 

@@ -48,7 +48,10 @@ def write(law: ScalingLaw, path: str | os.PathLike[str] | None) -> str:
         "params": law.params_,
         "objective_value": law.objective_value_,
         "range": {name: list(ends) for name, ends in law.range_.items()},
-        "rows": {name: [str(v) for v in values] if values.dtype == object else values.tolist() for name, values in law._columns.items()},
+        "rows": {
+            name: [str(v) for v in values] if values.dtype == object else values.tolist()
+            for name, values in law._columns.items()
+        },
     }
     text = json.dumps(record, indent=1, allow_nan=False, ensure_ascii=False)
     if path is not None:
