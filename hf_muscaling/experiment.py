@@ -167,8 +167,7 @@ def fit_law(proxies: Series, config: ExperimentConfig) -> "ScalingLaw":
             f"Only the widths {sorted(losses)} finished, the others diverged: a law needs three. Lower the learning "
             "rate or lengthen the warm-up; finished runs are kept."
         )
-    options: dict[str, Any] = {} if config.objective is None else {"objective": config.objective}
-    return PowerLaw(count=config.count, **options).fit(proxies)
+    return PowerLaw(objective=config.objective, count=config.count).fit(proxies)
 
 
 def _family(config: ExperimentConfig, data: "PackedData") -> str:

@@ -17,8 +17,8 @@ from hf_muscaling.cli import guarded
 
 DEFAULTS = [
     *("--output_dir", "runs/lr-transfer", "--widths", "32", "64", "128", "256", "--target_width", "16"),
-    *("--learning_rates", "0.002", "0.004", "0.008", "0.016", "0.032", "0.064"),
-    *("--steps", "200", "--warmup_steps", "40"),
+    *("--learning_rates", "0.004", "0.008", "0.016", "0.032", "0.064"),
+    *("--steps", "150", "--warmup_steps", "30"),
 ]
 
 

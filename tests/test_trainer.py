@@ -152,9 +152,8 @@ class TestLosses:
         model, data = MuBertForMaskedLM(bert_config().at_width(64)), masked_blocks(8)
         expected = masked_loss(model, data)
         norm = gradient_norm(model, expected)
-        settings = {
-            "max_steps": 1, "per_device_train_batch_size": 8 // accumulation, "gradient_accumulation_steps": accumulation,
-        }  # fmt: skip
+        settings = {"max_steps": 1, "gradient_accumulation_steps": accumulation}
+        settings["per_device_train_batch_size"] = 8 // accumulation
         stock = BertForMaskedLM(model.config.to_stock_config())
         trainer = MuTrainer(model, arguments(tmp_path, **settings), train_dataset=data)
         trainer.train()

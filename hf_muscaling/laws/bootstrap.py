@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from functools import cached_property
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 
+from .base import ScalingLaw
 from .intervals import DRIFT_POWER, RollingErrors, drift_quantiles, mixture_interval
 
 DRAWS, SEED = 400, 0
@@ -19,13 +20,23 @@ def log_covariates(x: np.ndarray) -> np.ndarray:
     return log - log.mean()
 
 
-class BootstrapInterval:
-    """Mixin: `_interval` from refits to resamples; the law supplies `_resample`, `_named`, `_estimate` and `loss`."""
+class BootstrapLaw(ScalingLaw):
+    """A law whose `_interval` comes from refits to resampled runs; a law adds `_estimate`, `_resample` and `_named`."""
 
-    columns: dict[str, str]
-    params_: dict[str, float]
-    range_: dict[str, tuple[float, float]]
-    _columns: dict[str, np.ndarray]
+    labels: ClassVar[tuple[str, ...]] = ("run_id",)
+
+    def _resample(self, n: int, seed: int) -> np.ndarray:
+        """Internal parameters (n, p) refitted to `n` resamples of whole runs."""
+        raise NotImplementedError
+
+    def _named(self, theta: np.ndarray) -> dict[str, np.ndarray]:
+        """The paper's letters → (m,), from internal parameters (m, p)."""
+        raise NotImplementedError
+
+    def bootstrap(self, n: int = 4000, seed: int = 0) -> dict[str, np.ndarray]:
+        """Parameters refitted to `n` resamples of the runs: {letter: (n,)}; rows that share a `run_id` go together."""
+        self._check_fitted()
+        return self._named(self._resample(n, seed))
 
     def _weights(self, columns: dict[str, np.ndarray]) -> np.ndarray:
         weight = columns.get("weight")
@@ -60,7 +71,7 @@ class BootstrapInterval:
         return np.log(columns["loss"]) - np.log(self.loss(*at, *params.values()))
 
     def _rolling(self) -> RollingErrors:
-        """Refit on the runs of smaller N·D, score on the larger; each origin counts as one observation per distinct N."""
+        """Refit on the runs of smaller N·D, score on the larger; one observation for each origin and distinct N."""
         at = {name: self._columns[c] for name, c in self.columns.items()}
         order = np.argsort(sum(np.log(v) for v in at.values()), kind="stable")
         parts = []
@@ -96,6 +107,6 @@ class BootstrapInterval:
         return low, high
 
     def _set(self, columns: dict[str, np.ndarray], params: dict[str, float], value: float) -> None:
-        super()._set(columns, params, value)  # type: ignore[misc]
+        super()._set(columns, params, value)
         for name in ("_draws", "_theta"):
             self.__dict__.pop(name, None)

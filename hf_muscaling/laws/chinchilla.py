@@ -8,26 +8,25 @@ from typing import Any, ClassVar
 import numpy as np
 
 from ..errors import ConfigurationError, FitError
-from .base import ScalingLaw
-from .bootstrap import BootstrapInterval, log_covariates
+from .bootstrap import BootstrapLaw, log_covariates
 from .fitting import OBJECTIVES, Problem, minimise, objective_value, resampled
 
 STEEPEST, FLATTEST = 4.0, 1e-3
 GRID = np.exp(np.linspace(np.log(0.03), np.log(2.0), 18))
 
 
-class ChinchillaLaw(BootstrapInterval, ScalingLaw):
+class ChinchillaLaw(BootstrapLaw):
     """Loss from parameters and tokens: `L(N, D) = E + A/N^alpha + B/D^beta`, nats per token.
 
-    `objective` is "huber" (Huber(1e-3) on log loss, the paper's Eq. 3 and the default), "least_squares" (on the loss) or "lad". The
-    global optimum is found without start values: linear fits of (E, A, B) over a grid of (alpha, beta), then
-    Newton's method with the exact Hessian, Huber's width lowered step by step.
+    `objective` is "huber" (Huber(1e-3) on log loss, the paper's Eq. 3 and the default), "least_squares" (on the loss)
+    or "lad". The global optimum is found without start values: linear fits of (E, A, B) over a grid of (alpha, beta),
+    then Newton's method with the exact Hessian, Huber's width lowered step by step.
 
-    The interval of `predict` resamples runs (all rows of one `run_id` together), adds the noise of one run and a drift measured by
-    refitting on smaller compute (`laws.intervals`).
+    The interval of `predict` resamples runs (all rows of one `run_id` together), adds the noise of one run and a
+    drift measured by refitting on smaller compute (`laws.intervals`).
 
-    Source: Hoffmann et al. 2022, Approach 3; Besiroglu et al. 2024 for the replication. Raises `FitError` for a table with fewer than
-    5 rows, or fewer than 3 distinct N or D.
+    Source: Hoffmann et al. 2022, Approach 3; Besiroglu et al. 2024 for the replication. Raises `FitError` for a table
+    with fewer than 5 rows, or fewer than 3 distinct N or D.
 
     >>> n, d = np.meshgrid(np.geomspace(1e7, 1e9, 5), np.geomspace(1e9, 1e11, 5))
     >>> runs = {"N": n.ravel(), "D": d.ravel(), "loss": (1.8 + 480 / n**0.35 + 2100 / d**0.37).ravel()}
@@ -40,7 +39,6 @@ class ChinchillaLaw(BootstrapInterval, ScalingLaw):
     """
 
     objectives: ClassVar[tuple[str, ...]] = tuple(OBJECTIVES)
-    labels: ClassVar[tuple[str, ...]] = ("run_id",)
     equation: ClassVar[str] = "L(N, D) = E + A/N^alpha + B/D^beta"
     bounds: ClassVar[dict[str, tuple[float, float]]] = {
         "E": (0.0, np.inf),
@@ -61,8 +59,8 @@ class ChinchillaLaw(BootstrapInterval, ScalingLaw):
     def compute_optimal(self, C: Any) -> tuple[Any, Any]:
         """The N and D of lowest loss for C = 6·N·D training FLOPs.
 
-        `N = G·(C/6)^(beta/(alpha+beta))`, `D = C/(6·N)`, `G = (alpha·A/(beta·B))^(1/(alpha+beta))` (Hoffmann et al. 2022, Eq. 4).
-        Raises `ConfigurationError` when C is not a positive number.
+        `N = G·(C/6)^(beta/(alpha+beta))`, `D = C/(6·N)`, `G = (alpha·A/(beta·B))^(1/(alpha+beta))` (Hoffmann et al.
+        2022, Eq. 4). Raises `ConfigurationError` when C is not a positive number.
         """
         self._check_fitted()
         budget = np.asarray(C)
@@ -75,11 +73,6 @@ class ChinchillaLaw(BootstrapInterval, ScalingLaw):
         d = budget / (6 * n)
         return (float(n), float(d)) if budget.ndim == 0 else (n, d)
 
-    def bootstrap(self, n: int = 4000, seed: int = 0) -> dict[str, np.ndarray]:
-        """Parameters refitted to `n` resamples of the runs: {letter: (n,)}; rows that share a `run_id` are drawn together."""
-        self._check_fitted()
-        return self._named(self._resample(n, seed))
-
     # -- inside --------------------------------------------------------------------------------------------------------
 
     def _estimate(self, columns: dict[str, np.ndarray]) -> tuple[dict[str, float], float]:
@@ -87,7 +80,8 @@ class ChinchillaLaw(BootstrapInterval, ScalingLaw):
             found = len(np.unique(columns[name]))
             if found < 3:
                 raise FitError(
-                    f"{self.equation} needs at least 3 distinct {name}, the table has {found}. Train more sizes and horizons, or fit "
+                    f"{self.equation} needs at least 3 distinct {name}, the table has {found}. Train more sizes and "
+                    f"horizons, or fit "
                     "a PowerLaw in the variable that changes."
                 )
         if len(columns["loss"]) < 5:
@@ -141,7 +135,9 @@ class ChinchillaLaw(BootstrapInterval, ScalingLaw):
 
 
 def _starts(problem: Problem, kept: int = 3) -> np.ndarray:
-    """Variable projection: for each (alpha, beta) the linear fit of (E, A, B) to the relative residuals; the best few local minima."""
+    """Variable projection: for each (alpha, beta) the linear fit of (E, A, B) to the relative residuals; the best few
+    local minima.
+    """
     y, w = problem.loss, problem.weight / problem.loss**2
     p, q = np.exp(GRID[:, None] * problem.x[:, 2]), np.exp(GRID[:, None] * problem.x[:, 4])
     k = len(GRID)

@@ -130,6 +130,10 @@ def _fill(law: ScalingLaw, record: Mapping[str, Any], values: dict[str, float], 
             _refuse(where, f"range[{name!r}] is {str(pair)[:60]}, the rows span {list(own)}")
 
 
+def _plain(values: np.ndarray) -> list[Any]:
+    return [str(v) for v in values] if values.dtype == object else values.tolist()
+
+
 def _parse(source: Any) -> tuple[Any, str]:
     if isinstance(source, Mapping):
         return source, "the dict"

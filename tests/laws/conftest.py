@@ -41,7 +41,7 @@ def synthetic(rng, *, b=-0.34, floor=0.6, noise=0.003, sizes=7, span=9.0, seeds=
     return {"N": n, "loss": truth(n) * np.exp(noise * rng.normal(size=len(n)))}, truth
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def make_runs():
     """The generator of synthetic runs."""
     return synthetic

@@ -47,27 +47,18 @@ def test_reference_optimum_on_240_points():
 
 @needs_data
 def test_refits_are_as_good_as_fresh_global_fits():
-    """Every resample, refitted from the optimum of all runs, against a global fit of its own and, as control, one bad start."""
+    """Every resample, refitted from the optimum of all runs, against a global fit of its own; one bad start is the
+    control.
+    """
     law = ChinchillaLaw().fit(published())
     problem = law._problem(law._columns, law._counts(12, 3))
     refits = problem.value(law._resample(12, 3), "huber")
-    lost = 0
+    lost, bad = 0, np.array([[0.0, -9.0, 2.0, -9.0, 0.05]])
     for i, refit in enumerate(refits):
         own = Problem(problem.x, problem.term, problem.loss, problem.weight[i], problem.low, problem.high)
         assert refit <= minimise(own, _starts(own, 8), "huber", polish=False, lowering=True)[1] * (1 + 1e-7)
-        lost += (
-            own.value(newton(own, np.array([[0.0, -9.0, 2.0, -9.0, 0.05]]), 1e-3, steps=40), "huber")[0] > refit * 1.01
-        )
+        lost += own.value(newton(own, bad, 1e-3, steps=40), "huber")[0] > refit * 1.01
     assert lost >= 3
-
-
-@needs_data
-def test_bootstrap_spread_is_the_published_one():
-    """Besiroglu et al. 2024 print standard errors 0.02 (alpha) and 0.02 (beta) from 4000 resamples."""
-    draws = ChinchillaLaw().fit(published()).bootstrap(300)
-    assert draws["alpha"].std() == pytest.approx(0.015, abs=0.006) and draws["beta"].std() == pytest.approx(
-        0.02, abs=0.006
-    )
 
 
 def test_recovers_truth_and_units_do_not_matter():
@@ -101,7 +92,7 @@ def test_compute_optimal_is_the_minimum():
 def test_interval_holds_new_runs_and_the_fit_alone_does_not():
     rng = np.random.default_rng(4)
     inside, alone = [], []
-    for _ in range(40):
+    for _ in range(25):
         runs, truth = synthetic(rng)
         law = ChinchillaLaw().fit(runs)
         n, d = 2 * runs["N"].max(), 2 * runs["D"].max()
