@@ -80,8 +80,8 @@ class ExperimentConfig:
     tokenizer: str | None = _option(None, "A ready tokenizer (folder or Hub name) instead.")
     heldout_tokens: int = _option(131_072, "Tokens of the held-out set.")
 
-    # With several seeds a width the noise is averaged away and least squares is unbiased. PowerLaw's own default, a weak
-    # prior around b = -0.4, is for few single runs: at widths where embeddings dominate N, b is nearer -0.6.
+    # With several seeds a width the noise is averaged away and least squares is unbiased. PowerLaw's own default, a
+    # weak prior around b = -0.4, is for few single runs: where embeddings dominate N, b is nearer -0.6.
     objective: str = _option("least_squares", "Fitting objective: least_squares, huber, lad or bayes (a weak prior).")
     count: str = _option("total", "Which N the law uses: total or non_embedding.")
     level: float = _option(0.9, "Level of the prediction interval.")

@@ -5,8 +5,8 @@ continues.
 """
 
 import itertools
-import math
 import logging
+import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
@@ -140,15 +140,24 @@ def _train_and_predict(config, base, args, data, folder, progress) -> Experiment
     )
 
 
+TOLERANCE = 0.0025
+"""Grid losses closer than this share are not told apart: at base width two seeds differ as much."""
+
+
 def best_of_grid(runs: Sequence[Run], config: ExperimentConfig) -> Run:
-    """Return the grid run with the lowest held-out loss. Raises TrainingError if every one diverged."""
+    """Return the grid run with the lowest held-out loss; of several within `TOLERANCE`, the smallest learning rate.
+
+    A smaller rate at the same loss is steadier between seeds. Raises TrainingError if every run diverged.
+    """
     finished = [run for run in runs if run.finished]
     if not finished:
         raise TrainingError(
             f"Every run of the grid diverged (learning rates {config.learning_rates}, stds {config.init_stds}): "
             "nothing to transfer. Lower them (--learning_rates) or lengthen the warm-up; the records are kept."
         )
-    best = min(finished, key=lambda run: run.loss or math.inf)
+    lowest = min(run.loss or math.inf for run in finished)
+    close = [run for run in finished if run.loss and run.loss <= lowest * (1 + TOLERANCE)]
+    best = min(close, key=lambda run: (run.lr, run.loss))
     tried = sorted({run.lr for run in runs})
     if len(tried) > 2 and best.lr in (tried[0], tried[-1]):
         logger.warning(

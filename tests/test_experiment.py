@@ -18,6 +18,7 @@ from hf_muscaling.errors import TrainingError
 from hf_muscaling.experiment import best_of_grid, run_experiment
 from hf_muscaling.trainer import MuTrainer
 from tests.series_helpers import flags, tiny_experiment
+from tests.test_runs import make_run
 
 RECIPE = Path(__file__).parents[1] / "recipes" / "run_series.py"
 
@@ -92,6 +93,13 @@ def test_a_grid_where_every_run_diverges(tmp_path):
         run_experiment(config, progress=False)
     records = list(Path(config.output_dir).glob("runs/*/run.json"))
     assert len(records) == 2
+
+
+def test_of_equal_losses_the_smallest_learning_rate_is_taken(tmp_path):
+    config = tiny_experiment(tmp_path)
+    runs = [make_run(lr=lr, loss=loss) for lr, loss in ((0.1, 3.5), (0.2, 3.403), (0.4, 3.4), (0.8, 3.401))]
+    assert best_of_grid(runs, config).lr == 0.2
+    assert best_of_grid([*runs, make_run(lr=0.6, loss=3.3)], config).lr == 0.6
 
 
 def test_a_diverged_grid_run_is_never_the_best(tmp_path, quiet):
