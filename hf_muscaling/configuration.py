@@ -2,6 +2,7 @@
 
 import argparse
 import difflib
+import os
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, field, fields
@@ -200,11 +201,11 @@ class ExperimentConfig:
 
     def training_arguments(self) -> "MuTrainingArguments":
         """Return the arguments that all runs share; learning rate and seed are set for each run."""
-        from accelerate import PartialState
+        import torch
 
         from hf_muscaling.trainer import MuTrainingArguments
 
-        processes = PartialState().num_processes
+        processes = launched_processes()
         parts = processes * self.accumulation_steps
         share, rest = divmod(self.batch_size, parts)
         if rest or not share:
@@ -234,9 +235,9 @@ class ExperimentConfig:
             report_to="none",
             disable_tqdm=True,
             remove_unused_columns=False,
-            dataloader_drop_last=True,
             ddp_find_unused_parameters=False,
-            dataloader_pin_memory=_has_accelerator(),
+            dataloader_pin_memory=torch.accelerator.is_available(),
+            use_cpu=not torch.accelerator.is_available(),
         )
 
 
@@ -317,7 +318,20 @@ def _coerce(name: str, value: Any, kind: str) -> Any:
     return converted
 
 
-def _has_accelerator() -> bool:
+def launched_processes() -> int:
+    """Return the number of processes that train together.
+
+    Raises ConfigurationError if the launcher started more than Accelerate uses: each would train alone.
+    """
+    import torch
     from accelerate import PartialState
 
-    return PartialState().device.type != "cpu"
+    # Without cpu=True Accelerate takes a CPU rank of torchrun for a single process.
+    state = PartialState(cpu=not torch.accelerator.is_available())
+    asked = int(os.environ.get("WORLD_SIZE", "1"))
+    if asked != state.num_processes:
+        raise ConfigurationError(
+            f"The launcher started {asked} processes but Accelerate uses {state.num_processes}, so each would train "
+            "alone: check the distributed type in `accelerate config`, or use torchrun --nproc_per_node."
+        )
+    return state.num_processes

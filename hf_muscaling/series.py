@@ -103,10 +103,12 @@ def run_jobs(
 ) -> list[Run]:
     """Do the jobs in order and return their runs; see `train_run` for the options."""
     jobs = list(jobs)
+    if not jobs:
+        return []
     folder = writable_folder(output_dir)
     length = len(train_dataset[0]["input_ids"])
     costs = [job.cost(length * _batch_size(job.args)) for job in jobs]
-    main = jobs[0].args.process_index == 0 if jobs else True
+    main = jobs[0].args.process_index == 0
     bar = progress if isinstance(progress, SeriesProgress) else SeriesProgress(costs, enabled=progress and main)
     runs = []
     with exclusive(folder, main):
