@@ -63,6 +63,7 @@ class ExperimentConfig:
     adam_beta2: float = _option(0.95, "Adam's β2.")
     max_grad_norm: float = _option(1.0, "Gradient clipping.")
     bf16: bool = _option(False, "Mixed precision with bf16.")
+    threads: int = _option(0, "CPU threads per process; 0 shares this machine's cores among its processes.")
     seed: int = _option(0, "Seed of the batch order and of the first initialisation.")
     checkpoint_steps: int = _option(200, "Steps between checkpoints of a run.")
     logging_steps: int = _option(10, "Steps between rows of a loss curve.")
@@ -111,6 +112,8 @@ class ExperimentConfig:
             raise ConfigurationError(f"count={self.count!r} is unknown; use 'total' or 'non_embedding'.")
         if not 0 < self.level < 1:
             raise ConfigurationError(f"level={self.level} must lie between 0 and 1.")
+        if self.threads < 0:
+            raise ConfigurationError(f"threads must be 0 (share the cores) or positive, got {self.threads}.")
 
     @property
     def tokens_per_run(self) -> int:
@@ -206,6 +209,10 @@ class ExperimentConfig:
         from hf_muscaling.trainer import MuTrainingArguments
 
         processes = launched_processes()
+        if not torch.accelerator.is_available():
+            # `accelerate launch` starts a CPU process with one thread unless told otherwise, leaving cores idle.
+            here = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+            torch.set_num_threads(self.threads or max(available_cores() // here, 1))
         parts = processes * self.accumulation_steps
         share, rest = divmod(self.batch_size, parts)
         if rest or not share:
@@ -335,3 +342,10 @@ def launched_processes() -> int:
             "alone: check the distributed type in `accelerate config`, or use torchrun --nproc_per_node."
         )
     return state.num_processes
+
+
+def available_cores() -> int:
+    """Return the number of CPU cores that this process may use."""
+    if hasattr(os, "sched_getaffinity"):  # not on macOS and Windows
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1

@@ -43,6 +43,7 @@ def tiny_experiment(folder: Path, **changes) -> ExperimentConfig:
         "batch_size": 8,
         "checkpoint_steps": 5,
         "logging_steps": 4,
+        "threads": 1,
     }
     return ExperimentConfig(**(settings | changes))
 
