@@ -51,7 +51,7 @@ def train_series(
     >>> args = MuTrainingArguments(output_dir="out", max_steps=2, use_cpu=True, report_to="none")
     >>> series = train_series(base, [32, 64], args, data, progress=False)
     >>> [run.N for run in series]
-    [12384, 32960]
+    [14432, 49344]
     """
     configs = [base.at_width(width) for width in widths]
     first = args.seed

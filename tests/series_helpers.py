@@ -34,7 +34,7 @@ def tiny_experiment(folder: Path, **changes) -> ExperimentConfig:
         "num_hidden_layers": 1,
         "head_size": 8,
         "base_width": 16,
-        "widths": [16, 32, 48, 64],
+        "widths": [8, 16, 32, 64],
         "target_width": 128,
         "seeds": 1,
         "learning_rates": [1e-2, 2e-2],

@@ -42,7 +42,7 @@ def test_flags_describe_a_configuration(tmp_path):
 
 @pytest.mark.parametrize("architecture", ["llama", "gpt2"])
 def test_the_whole_job(tmp_path, quiet, architecture, monkeypatch):
-    config = tiny_experiment(tmp_path, architecture=architecture, verify=True, seeds=2, steps=60)
+    config = tiny_experiment(tmp_path, architecture=architecture, verify=True, seeds=2, steps=100)
     result = run_experiment(config, progress=False)
     folder = Path(config.output_dir)
     written = {p.name for p in folder.iterdir()}
