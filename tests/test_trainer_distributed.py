@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-sys.path.insert(0, str(Path(__file__).parent))  # as a script has it: conftest and test_trainer are used in both
+sys.path.insert(0, str(Path(__file__).parents[1]))  # for `tests`, which pytest finds by itself but a script does not
 
 pytestmark = pytest.mark.slow
 
@@ -33,11 +33,11 @@ def examples(count, masked=False):
 def trainer_of(name, folder, batch, data, base=None, **settings):
     """Return a trainer of a small μP model that records which examples this process trains on."""
     import torch
-    from conftest import Architecture
-    from test_trainer import MuBertForMaskedLM, bert_config
     from transformers import default_data_collator
 
     from hf_muscaling import MuTrainer, MuTrainingArguments
+    from tests.conftest import Architecture
+    from tests.test_trainer import MuBertForMaskedLM, bert_config
 
     torch.manual_seed(0)
     if name == "bert":
@@ -174,7 +174,7 @@ def test_two_processes_equal_one(ddp, name, tmp_path):
 
 def test_the_held_out_loss_is_the_mean_over_targets(tmp_path):
     """The reference of the test above, against a loss written by hand."""
-    from test_trainer import masked_loss
+    from tests.test_trainer import masked_loss
 
     data = examples(13, masked=True)
     trainer, _ = trainer_of("bert", tmp_path, 8, data)
