@@ -5,7 +5,8 @@
 1. A training step of the μP model with MuAdamW against the stock Hugging Face model with torch.optim.AdamW(fused=True).
 2. MuTrainer's tokens per second against a bare PyTorch loop on the same model and batches.
 
-Blocks of steps alternate; each ratio is the median over rounds.
+The two models alternate step by step, and the ratio is that of their median steps; MuTrainer and the bare loop alternate
+run by run, and the ratio is the median over rounds.
 """
 
 import argparse
@@ -57,12 +58,12 @@ def model_ratio(config: ExperimentConfig, width: int, blocks: PackedBlocks, roun
     batches = [collate_blocks(blocks.__getitems__(list(range(i, i + size)))) for i in starts]
     for pair in pairs:
         steps(*pair, batches[:5])
-    ratios = []
+    times: dict[int, list[float]] = {id(mu): [], id(stock): []}
     for k in range(rounds):
-        order = pairs if k % 2 == 0 else pairs[::-1]
-        times = {id(model): steps(model, optimizer, batches) for model, optimizer in order}
-        ratios.append(times[id(mu)] / times[id(stock)])
-    return statistics.median(ratios)
+        for batch in batches:
+            for model, optimizer in pairs if k % 2 == 0 else pairs[::-1]:
+                times[id(model)].append(steps(model, optimizer, [batch]))
+    return statistics.median(times[id(mu)]) / statistics.median(times[id(stock)])
 
 
 def trainer_ratio(config: ExperimentConfig, width: int, blocks: PackedBlocks, rounds: int) -> float:
