@@ -5,8 +5,8 @@
 1. A training step of the μP model with MuAdamW against the stock Hugging Face model with torch.optim.AdamW(fused=True).
 2. MuTrainer's tokens per second against a bare PyTorch loop on the same model and batches.
 
-The two models alternate step by step, and the ratio is that of their median steps; MuTrainer and the bare loop alternate
-run by run, and the ratio is the median over rounds.
+The two models alternate step by step, and the ratio is that of their median steps; MuTrainer and the bare loop
+alternate run by run, and the ratio is the median over rounds.
 """
 
 import argparse
