@@ -13,16 +13,15 @@ Count = Literal["total", "without_positions", "non_embedding"]
 def meta_model(config: Any) -> "nn.Module":
     """Return the model of a config on the `meta` device: shapes without memory, whatever the size."""
     import torch
-    from transformers import AutoModelForCausalLM
 
-    import hf_muscaling.models  # noqa: F401  registers the μP variants with the Auto classes
+    from hf_muscaling.models import pretraining_class
 
     with torch.device("meta"):
-        return AutoModelForCausalLM.from_config(config)
+        return pretraining_class(config).from_config(config)
 
 
 def count_parameters(config_or_model: Any, count: Count = "total") -> int:
-    """Return N, the number of parameters (unit: 1), of a model or of the causal language model of a config.
+    """Return N, the number of parameters (unit: 1), of a model or of the language model of a config.
 
     * `total`: every parameter once, a tied embedding counted once (the N of Hoffmann et al. and of our laws);
     * `without_positions`: total without learned positions, nanoLM's N (its tables follow V·w + 12·l·w² + norms);

@@ -5,6 +5,7 @@ from transformers import AutoConfig, AutoModel, AutoModelForCausalLM
 from hf_muscaling.models.base import MuConfigMixin, MuModelMixin, require_mu_model
 from hf_muscaling.models.gpt2 import MuGPT2Config, MuGPT2LMHeadModel, MuGPT2Model
 from hf_muscaling.models.llama import MuLlamaConfig, MuLlamaForCausalLM, MuLlamaModel
+from hf_muscaling.models.pretraining import pretraining_class, pretraining_objective
 from hf_muscaling.models.readout import MuReadout
 
 for _config, _model, _causal_lm in (
@@ -25,5 +26,7 @@ __all__ = [
     "MuLlamaModel",
     "MuModelMixin",
     "MuReadout",
+    "pretraining_class",
+    "pretraining_objective",
     "require_mu_model",
 ]
