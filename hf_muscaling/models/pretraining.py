@@ -2,17 +2,25 @@
 
 from typing import Any, Literal
 
-from transformers import AutoModelForCausalLM, AutoModelForMaskedLM, AutoModelForSeq2SeqLM, PreTrainedConfig
+from transformers import (
+    MODEL_FOR_CAUSAL_LM_MAPPING,
+    MODEL_FOR_MASKED_LM_MAPPING,
+    MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING,
+    AutoModelForCausalLM,
+    AutoModelForMaskedLM,
+    AutoModelForSeq2SeqLM,
+    PreTrainedConfig,
+)
 
 from hf_muscaling.errors import ConfigurationError
 
 Objective = Literal["seq2seq", "masked", "causal"]
 
 # In this order: transformers also lists BERT among the causal models (as a decoder) and BART among the masked ones.
-_CLASSES: dict[Objective, Any] = {
-    "seq2seq": AutoModelForSeq2SeqLM,
-    "masked": AutoModelForMaskedLM,
-    "causal": AutoModelForCausalLM,
+_CLASSES: dict[Objective, tuple[Any, Any]] = {
+    "seq2seq": (MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING, AutoModelForSeq2SeqLM),
+    "masked": (MODEL_FOR_MASKED_LM_MAPPING, AutoModelForMaskedLM),
+    "causal": (MODEL_FOR_CAUSAL_LM_MAPPING, AutoModelForCausalLM),
 }
 
 
@@ -25,8 +33,8 @@ def pretraining_objective(config: PreTrainedConfig) -> Objective:
 
     Raises ConfigurationError if transformers knows no language model of that config.
     """
-    for objective, auto_class in _CLASSES.items():
-        if type(config) in auto_class._model_mapping:  # noqa: SLF001  no public way to ask an Auto class
+    for objective, (mapping, _) in _CLASSES.items():
+        if type(config) in mapping:
             return objective
     raise ConfigurationError(
         f"No language model is registered for {type(config).__name__}: give the config of a causal, masked or "
@@ -36,4 +44,4 @@ def pretraining_objective(config: PreTrainedConfig) -> Objective:
 
 def pretraining_class(config: PreTrainedConfig) -> Any:
     """Return the Auto class that builds the pretraining model of a config: `pretraining_class(c).from_config(c)`."""
-    return _CLASSES[pretraining_objective(config)]
+    return _CLASSES[pretraining_objective(config)][1]
