@@ -85,6 +85,12 @@ class _MuT5(MuModelMixin):
             multiplier *= self.config.width_multiplier**0.5
         return multiplier
 
+    def get_expanded_tied_weights_keys(self, all_submodels: bool = False) -> dict[str, Any]:
+        """Return the ties: encoder and decoder always share their embedding, the head only if the config says so."""
+        if self.config.tie_word_embeddings:
+            return super().get_expanded_tied_weights_keys(all_submodels)
+        return {k: v for k, v in self._tied_weights_keys.items() if k != "lm_head.weight"}
+
 
 class MuT5Model(_MuT5, T5Model):
     """`T5Model` under the parametrisation of its config."""
@@ -99,13 +105,6 @@ class MuT5ForConditionalGeneration(_MuT5, T5ForConditionalGeneration):
     0.5
     """
 
-    def get_expanded_tied_weights_keys(self, all_submodels: bool = False) -> dict[str, Any]:
-        """Return the ties: encoder and decoder always share their embedding, the head only if the config says so."""
-        ties = dict(self._tied_weights_keys)
-        if not self.config.tie_word_embeddings:
-            del ties["lm_head.weight"]
-        return ties
-
 
 class MuT5EncoderModel(_MuT5, T5EncoderModel):
     """`T5EncoderModel` under the parametrisation of its config."""
@@ -113,3 +112,7 @@ class MuT5EncoderModel(_MuT5, T5EncoderModel):
 
 class MuT5ForSequenceClassification(_MuT5, T5ForSequenceClassification):
     """`T5ForSequenceClassification` under the parametrisation of its config."""
+
+    def __init__(self, config: MuT5Config):
+        # No head over the vocabulary is there to untie; the stock `T5Model` within would untie encoder and decoder.
+        super().__init__(config if config.tie_word_embeddings else config.replace(tie_word_embeddings=True))
