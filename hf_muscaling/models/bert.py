@@ -64,6 +64,15 @@ class _MuBert(MuModelMixin):
     mu_query = {"*.self.query.weight": (0, 1)}
     mu_branches = ("*.layer.*.output.dense",)
 
+    def get_expanded_tied_weights_keys(self, all_submodels: bool = False) -> dict[str, str]:
+        """Return the ties; the decoder's bias is one parameter also where its weight is untied.
+
+        The stock class then leaves `cls.predictions.bias` a parameter that nothing reads, which DDP refuses to train.
+        """
+        if self.config.tie_word_embeddings:
+            return super().get_expanded_tied_weights_keys(all_submodels)
+        return {k: v for k, v in (self._tied_weights_keys or {}).items() if k.endswith(".bias")}
+
 
 class MuBertModel(_MuBert, BertModel):
     """`BertModel` under the parametrisation of its config."""

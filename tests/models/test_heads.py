@@ -76,6 +76,13 @@ def test_auto_classes(request):
     assert type(AutoModelForTokenClassification.from_config(bert)).__name__ == "MuBertForTokenClassification"
 
 
+def test_an_untied_bert_has_no_dead_bias(bert, tokens):
+    model = bert.model(bert.base(tie_word_embeddings=False).at_width(64))
+    assert model.cls.predictions.bias is model.cls.predictions.decoder.bias
+    model(tokens, labels=tokens).loss.backward()
+    assert all(p.grad is not None for p in model.parameters())
+
+
 def test_an_untied_t5_shares_its_embedding_between_encoder_and_decoder(t5):
     config = t5.base(tie_word_embeddings=False).at_width(64)
     for name in ("MuT5ForConditionalGeneration", "MuT5Model", "MuT5ForSequenceClassification"):
