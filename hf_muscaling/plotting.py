@@ -48,12 +48,19 @@ def plot_loss_curves(runs: Sequence[Run], title: str = "Training loss of the ser
     return figure
 
 
+def initial_scale(run: Run) -> tuple[str, float]:
+    """Return the name and the value of what scales a run's initialisation: T5 has a factor instead of a std."""
+    if "initializer_factor" in run.config:
+        return "init factor", run.config["initializer_factor"]
+    return "init std", run.config.get("initializer_range", 0.0)
+
+
 def plot_landscape(grid: Sequence[Run], best: Run) -> Figure:
     """Draw held-out loss (nats per token) over learning rate at base width, a line per std and output multiplier."""
     figure, axes = _axes()
     groups: dict[tuple[float, float], list[Run]] = {}
     for run in grid:
-        key = (run.config.get("initializer_range", 0.0), run.config.get("output_multiplier", 1.0))
+        key = (initial_scale(run)[1], run.config.get("output_multiplier", 1.0))
         groups.setdefault(key, []).append(run)
     for colour, ((std, tau), runs) in zip(COLOURS * 9, sorted(groups.items()), strict=False):
         finished = sorted((r for r in runs if r.loss is not None), key=lambda r: r.lr)

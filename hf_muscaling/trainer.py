@@ -144,11 +144,17 @@ class MuTrainer(Trainer):
             )
 
     def get_batch_samples(self, epoch_iterator, num_batches, device):
-        """Fetch one optimizer step's batches and count their tokens over all processes."""
+        """Fetch one optimizer step's batches and count their tokens over all processes.
+
+        A data set of blocks says how many tokens of text an example stands for (`block_size`), whatever an objective
+        makes of them; of any other, the tokens that the model reads count.
+        """
         batches, items = super().get_batch_samples(epoch_iterator, num_batches, device)
         if self.args.include_num_input_tokens_seen == "no":  # else Trainer counts them itself, with a gather a batch
-            name = getattr(self.model, "main_input_name", "input_ids")
-            self.state.num_input_tokens_seen += sum(b[name].numel() for b in batches) * self.args.world_size
+            inputs = [b[getattr(self.model, "main_input_name", "input_ids")] for b in batches]
+            block = getattr(self.train_dataset, "block_size", None)
+            tokens = sum(x.numel() if block is None else len(x) * block for x in inputs)
+            self.state.num_input_tokens_seen += tokens * self.args.world_size
         return batches, items
 
     def get_train_dataloader(self) -> DataLoader:
@@ -168,7 +174,15 @@ class MuTrainer(Trainer):
         return loader
 
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
-        """Compute the loss as Trainer does, and add an evaluation batch to the exact mean over all targets."""
+        """Compute the loss as Trainer does, and add an evaluation batch to the exact mean over all targets.
+
+        An encoder-decoder gets the inputs of its decoder here: it would make them of the labels, but the loss is
+        computed outside of it and so the labels never reach it.
+        """
+        shift = getattr(require_mu_model(self.model, "MuTrainer"), "prepare_decoder_input_ids_from_labels", None)
+        given = inputs.keys() & {"decoder_input_ids", "decoder_inputs_embeds"}
+        if shift is not None and "labels" in inputs and not given:
+            inputs = {**inputs, "decoder_input_ids": shift(labels=inputs["labels"])}
         loss, outputs = super().compute_loss(model, inputs, True, num_items_in_batch)
         if not model.training and num_items_in_batch is not None:
             targets = float(torch.as_tensor(num_items_in_batch).flatten()[0])

@@ -346,8 +346,8 @@ def objective_for(
     if missing:
         raise ConfigurationError(
             f"Span corruption of blocks of {block_size} tokens needs {len(names)} sentinels, and the tokenizer "
-            f"{tokenizer.name_or_path!r} lacks {missing[0]} and {len(missing) - 1} more: use T5's, or none to train one "
-            "on the data, or shorter blocks."
+            f"{tokenizer.name_or_path!r} lacks {missing[0]} and {len(missing) - 1} more: use T5's, or none to train "
+            "one on the data, or shorter blocks."
         )
     return SpanCorruption(tuple(known[name] for name in names), tokenizer.eos_token_id, density, mean_span)
 

@@ -140,7 +140,7 @@ class PackedBlocks(torch.utils.data.Dataset):
 
 
 class BlockBatch(Sequence):
-    """A batch held as tensors, [batch, tokens] each, which also reads as a list of examples; by default labels = ids."""
+    """A batch held as tensors, [batch, tokens] each, which also reads as a list of examples; labels default to ids."""
 
     def __init__(self, ids: torch.Tensor, labels: torch.Tensor | None = None) -> None:
         self.ids = ids
