@@ -115,7 +115,7 @@ class ExperimentConfig:
             raise ConfigurationError(f"count={self.count!r} is unknown; use 'total' or 'non_embedding'.")
         if not 0 < self.hidden_share < 1 or not self.mean_span >= 1:
             raise ConfigurationError(
-                f"hidden_share={self.hidden_share} must lie between 0 and 1 and mean_span={self.mean_span} be 1 or more."
+                f"hidden_share={self.hidden_share} must lie in (0, 1), mean_span={self.mean_span} must be 1 or more."
             )
         if not 0 < self.level < 1:
             raise ConfigurationError(f"level={self.level} must lie between 0 and 1.")
@@ -143,7 +143,7 @@ class ExperimentConfig:
         return fields or {}
 
     @property
-    def objective(self) -> "ObjectiveName":
+    def training_objective(self) -> "ObjectiveName":
         """Return the objective that follows from the architecture: causal, masked or seq2seq."""
         from hf_muscaling.models import pretraining_objective
 
@@ -168,7 +168,7 @@ class ExperimentConfig:
         """Return the data half of the configuration."""
         from hf_muscaling.data import DataConfig, special_tokens_for
 
-        special = special_tokens_for(self.objective, self.sequence_length, **self.objective_options())
+        special = special_tokens_for(self.training_objective, self.sequence_length, **self.objective_options())
         return DataConfig(
             dataset=self.dataset,
             dataset_config=self.dataset_config,
@@ -220,9 +220,9 @@ class ExperimentConfig:
         }
         fields |= {name: value for name, value in shapes.items() if name in known}
         ends = dict.fromkeys(("bos_token_id", "eos_token_id"), 0 if eos_token_id is None else eos_token_id)
-        if self.objective != "causal" and pad_token_id is not None:
+        if self.training_objective != "causal" and pad_token_id is not None:
             ends["pad_token_id"] = pad_token_id
-            if self.objective == "seq2seq":
+            if self.training_objective == "seq2seq":
                 ends["decoder_start_token_id"] = pad_token_id
         try:
             given = fields | ends | further

@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
-from hf_muscaling.configuration import ExperimentConfig
+from hf_muscaling.configuration import ExperimentConfig, launched_processes
 from hf_muscaling.errors import TrainingError
 from hf_muscaling.runs import Run, Series, mean_losses, write_json
 
@@ -85,12 +85,13 @@ def prepare_experiment(config: ExperimentConfig, progress: bool = True) -> Exper
     from hf_muscaling.data import collate_blocks, objective_blocks, prepare_data
     from hf_muscaling.models import pretraining_class
 
+    launched_processes()
     state = PartialState()
     with state.main_process_first():
         data = prepare_data(config.data_config(), config.tokens_per_run, progress=progress and state.is_main_process)
     tokens = data.tokenizer
     base = config.base_config(len(tokens), tokens.eos_token_id, tokens.pad_token_id)
-    train, heldout = objective_blocks(data, config.objective, seed=config.seed, **config.objective_options())
+    train, heldout = objective_blocks(data, config.training_objective, seed=config.seed, **config.objective_options())
     return ExperimentSetup(base, pretraining_class(base), train, heldout, collate_blocks, data)
 
 
@@ -146,7 +147,7 @@ def _train_and_predict(config, setup, args, folder, progress) -> ExperimentResul
     datasets = (setup.train_dataset, setup.heldout_dataset, folder / "runs")
     try:
         if main:
-            record = {"config": asdict(config), "objective": config.objective, "data": data.info, **hashes}
+            record = {"config": asdict(config), "objective": config.training_objective, "data": data.info, **hashes}
             write_json(folder / "experiment.json", record)
             data.tokenizer.save_pretrained(str(folder / "tokenizer"))
         grid_runs = run_jobs(grid, *datasets, role="grid", **options)
@@ -224,7 +225,7 @@ def _step_flops(config: ExperimentConfig, width: int, vocabulary: int) -> float:
     from hf_muscaling.data import span_lengths
 
     layers, batch = config.num_hidden_layers, config.batch_size
-    if config.objective == "seq2seq":
+    if config.training_objective == "seq2seq":
         lengths = span_lengths(config.sequence_length, **config.objective_options())
         return encoder_decoder_step_flops(layers, width, lengths.inputs, lengths.targets, vocabulary, batch)
     return step_flops(layers, width, config.sequence_length, vocabulary, batch)

@@ -133,8 +133,8 @@ def _objective(run: Run) -> list[str]:
     if objective is None:
         return []
     text = (
-        f"Objective: {objective['name']}, {objective['density']:.0%} of the tokens hidden, {objective['inputs']} inputs "
-        f"and {objective['targets']} targets a sequence, the same for every run; the held-out set's are fixed. "
+        f"Objective: {objective['name']}, {objective['density']:.0%} of the tokens hidden, {objective['inputs']} "
+        f"inputs and {objective['targets']} targets a sequence, the same for every run; the held-out set's are fixed. "
     )
     if objective["name"] == "masked":
         return [text + "The loss is the mean over masked tokens."]

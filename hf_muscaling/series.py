@@ -38,9 +38,10 @@ def train_series(
     `args.learning_rate` is tuned at base width; μTransfer makes it the right one at every width (Tensor Programs V).
     `args.data_seed` (by default `args.seed`) fixes the order of the batches for all runs; `seeds` lists the seeds of
     the initialisation, or says how many there are, counted from `args.seed`. `eval_dataset` is the held-out set whose
-    mean loss in nats per target is recorded (by default the training set). `model_class` is by default the Auto class of
-    the architecture's objective; masked and encoder-decoder models train on `objective_blocks`. Runs land in `output_dir` (by default
-    `args.output_dir`); one that is finished there is not trained again, one that was killed is continued.
+    mean loss in nats per target is recorded (by default the training set). `model_class` is by default the Auto class
+    of the architecture's objective; masked and encoder-decoder models train on `objective_blocks`. Runs land in
+    `output_dir` (by default `args.output_dir`); one that is finished there is not trained again, one that was killed is
+    continued.
 
     Raises ConfigurationError before any training if a width is impossible. Example:
 
