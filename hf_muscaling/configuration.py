@@ -225,7 +225,7 @@ class ExperimentConfig:
             if self.training_objective == "seq2seq":
                 ends["decoder_start_token_id"] = pad_token_id
         try:
-            given = fields | ends | further
+            given: dict[str, Any] = fields | ends | further
             base = config_class(**{config_class.attribute_map.get(name, name): given[name] for name in given})
         except ConfigurationError:
             raise

@@ -102,7 +102,8 @@ def report_text(result: "ExperimentResult") -> str:
         *_run_table([*result.proxies, *result.targets]),
         "",
         f"FLOPs are 6·N·D. The grid and the proxies cost {result.cost_ratio:.1%} of training the target once, counted "
-        "by nanoLM's formula M = 96·b·s·l·w²·(1 + s/(6w) + V/(16·l·w)) per step (its Eq. 1, every run counted once).",
+        "by nanoLM's formula M = 96·b·s·l·w²·(1 + s/(6w) + V/(16·l·w)) per step (its Eq. 1, every run counted once)"
+        f"{'; encoder and decoder each count their own tokens' if c.training_objective == 'seq2seq' else ''}.",
         "",
         "![Training loss of every run](curves.png)",
         "",

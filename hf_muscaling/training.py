@@ -39,6 +39,7 @@ _SETTINGS = (
     "max_grad_norm", "bf16", "fp16", "seed", "data_seed",
 )  # fmt: skip
 _CONFIG_NOISE = ("transformers_version", "_name_or_path", "architectures", "dtype")
+_LATER_FIELDS = {"depth_parametrization": "none"}
 _CHECKPOINT_FILES = ("optimizer.pt", "scheduler.pt", "rng_state.pth")
 
 
@@ -80,8 +81,12 @@ def objective_settings(config: PreTrainedConfig, train_dataset: Any, eval_datase
 
 
 def config_record(config: PreTrainedConfig) -> dict[str, Any]:
-    """Return a model config as a record: every field but those that change with the library's version."""
-    return json.loads(json.dumps({k: v for k, v in config.to_dict().items() if k not in _CONFIG_NOISE}, default=str))
+    """Return a model config as a record: every field but those that change with the library's version.
+
+    Fields of ours that came later are left out while they are off, so that earlier runs are found again.
+    """
+    fields = {k: v for k, v in config.to_dict().items() if k not in _CONFIG_NOISE and _LATER_FIELDS.get(k) != v}
+    return json.loads(json.dumps(fields, default=str))
 
 
 def run_name(config: PreTrainedConfig, settings: dict[str, Any], hashes: dict[str, str]) -> str:
