@@ -41,9 +41,9 @@ class MuTrainer(Trainer):
     """Train a μP model; everything else is `transformers.Trainer`.
 
     What differs: the optimizer always has the model's μP groups; the reported loss, in training and evaluation, is the
-    mean over predicted tokens (nats per token) whatever the accumulation steps and processes; a NaN, or a loss that
-    stays above its start, ends the run with `diverged` set; `curve` holds step, tokens, loss, lr and grad_norm of every
-    logged step.
+    mean over predicted tokens (nats per token) whatever the accumulation steps and processes (a classifier keeps
+    its own); a NaN, or a loss that stays above its start, ends the run with `diverged` set; `curve` holds step, tokens,
+    loss, lr and grad_norm of every logged step.
 
     Raises ConfigurationError for a model without a parametrisation, an optimizer whose groups are not μP's, or a
     scheduler that would flatten the groups' learning rates. Example:
@@ -66,7 +66,9 @@ class MuTrainer(Trainer):
         if model is not None:
             require_mu_model(model, "MuTrainer")
         super().__init__(model, args, *positional, **kwargs)
-        if require_mu_model(self.model, "MuTrainer").mu_loss_type is None and self.compute_loss_func is None:
+        inner = require_mu_model(self.model, "MuTrainer")
+        self._token_loss = not inner.mu_own_loss
+        if self._token_loss and inner.mu_loss_type is None and self.compute_loss_func is None:
             # These classes take num_items_in_batch and ignore it, so that Trainer multiplies loss and gradient by
             # accumulation steps times processes.
             self.compute_loss_func = token_mean_loss
@@ -184,7 +186,7 @@ class MuTrainer(Trainer):
         if shift is not None and "labels" in inputs and not given:
             inputs = {**inputs, "decoder_input_ids": shift(labels=inputs["labels"])}
         loss, outputs = super().compute_loss(model, inputs, True, num_items_in_batch)
-        if not model.training and num_items_in_batch is not None:
+        if not model.training and self._token_loss and num_items_in_batch is not None:
             targets = float(torch.as_tensor(num_items_in_batch).flatten()[0])
             self._evaluated[0] += float(loss.detach().mean()) * targets
             self._evaluated[1] += targets

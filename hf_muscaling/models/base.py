@@ -60,6 +60,8 @@ class MuModelMixin:
     mu_query: ClassVar[dict[str, tuple[int, int]]] = {}
     mu_branches: ClassVar[tuple[str, ...]] = ()
     mu_loss_type: ClassVar[str | None] = None
+    mu_own_loss: ClassVar[bool] = False
+    """Whether the class's loss is its own affair (a classifier's, or two heads' at once), no mean over tokens."""
 
     @classmethod
     def is_custom_code(cls) -> bool:

@@ -92,10 +92,16 @@ class MuBertForMaskedLM(_MuBert, BertForMaskedLM):
 class MuBertForPreTraining(_MuBert, BertForPreTraining):
     """`BertForPreTraining` under the parametrisation of its config; both heads are readouts."""
 
+    mu_own_loss = True
+
 
 class MuBertForSequenceClassification(_MuBert, BertForSequenceClassification):
     """`BertForSequenceClassification` under the parametrisation of its config."""
 
+    mu_own_loss = True
+
 
 class MuBertForTokenClassification(_MuBert, BertForTokenClassification):
     """`BertForTokenClassification` under the parametrisation of its config."""
+
+    mu_own_loss = True

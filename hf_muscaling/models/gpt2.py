@@ -91,10 +91,16 @@ class MuGPT2LMHeadModel(_MuGPT2, GPT2LMHeadModel):
 class MuGPT2DoubleHeadsModel(_MuGPT2, GPT2DoubleHeadsModel):
     """`GPT2DoubleHeadsModel` under the parametrisation of its config; the multiple-choice head is a readout too."""
 
+    mu_own_loss = True
+
 
 class MuGPT2ForSequenceClassification(_MuGPT2, GPT2ForSequenceClassification):
     """`GPT2ForSequenceClassification` under the parametrisation of its config."""
 
+    mu_own_loss = True
+
 
 class MuGPT2ForTokenClassification(_MuGPT2, GPT2ForTokenClassification):
     """`GPT2ForTokenClassification` under the parametrisation of its config."""
+
+    mu_own_loss = True

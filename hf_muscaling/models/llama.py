@@ -74,6 +74,10 @@ class MuLlamaForCausalLM(_MuLlama, LlamaForCausalLM):
 class MuLlamaForSequenceClassification(_MuLlama, LlamaForSequenceClassification):
     """`LlamaForSequenceClassification` under the parametrisation of its config."""
 
+    mu_own_loss = True
+
 
 class MuLlamaForTokenClassification(_MuLlama, LlamaForTokenClassification):
     """`LlamaForTokenClassification` under the parametrisation of its config."""
+
+    mu_own_loss = True

@@ -113,6 +113,8 @@ class MuT5EncoderModel(_MuT5, T5EncoderModel):
 class MuT5ForSequenceClassification(_MuT5, T5ForSequenceClassification):
     """`T5ForSequenceClassification` under the parametrisation of its config."""
 
+    mu_own_loss = True
+
     def __init__(self, config: MuT5Config):
         # No head over the vocabulary is there to untie; the stock `T5Model` within would untie encoder and decoder.
         super().__init__(config if config.tie_word_embeddings else config.replace(tie_word_embeddings=True))

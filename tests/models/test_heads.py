@@ -6,7 +6,7 @@ from torch import nn
 from transformers import AutoModelForPreTraining, AutoModelForSequenceClassification, AutoModelForTokenClassification
 
 import hf_muscaling
-from hf_muscaling import MuReadout
+from hf_muscaling import MuReadout, MuTrainer, MuTrainingArguments
 from tests.models.helpers import derived_role
 
 HEADS = {
@@ -91,3 +91,28 @@ def test_an_untied_t5_shares_its_embedding_between_encoder_and_decoder(t5):
         assert core.encoder.embed_tokens.weight is core.shared.weight is core.decoder.embed_tokens.weight
     embeddings = [m for m in t5.model(config).modules() if isinstance(m, nn.Embedding) and m.num_embeddings == 64]
     assert len({m.weight for m in embeddings}) == 1
+
+
+@pytest.mark.parametrize("name", ["MuBertForSequenceClassification", "MuGPT2ForSequenceClassification"])
+def test_a_classifier_trains_with_its_own_loss(request, name, tmp_path):
+    base, model_class = build(request, name, layers=1)
+    torch.manual_seed(0)
+    model = model_class(base.at_width(64))
+    generator = torch.Generator().manual_seed(0)
+    data = [
+        {"input_ids": torch.randint(2, 64, (8,), generator=generator), "labels": torch.tensor(k % 3)} for k in range(8)
+    ]
+    batch = {
+        "input_ids": torch.stack([d["input_ids"] for d in data]),
+        "labels": torch.stack([d["labels"] for d in data]),
+    }
+    expected = model(**batch).loss.item()
+    args = MuTrainingArguments(
+        output_dir=str(tmp_path), max_steps=3, per_device_train_batch_size=4, gradient_accumulation_steps=2,
+        learning_rate=1e-2, logging_steps=1, use_cpu=True, report_to="none", disable_tqdm=True, save_strategy="no",
+    )  # fmt: skip
+    trainer = MuTrainer(model, args, train_dataset=data, eval_dataset=data)
+    assert trainer.evaluate()["eval_loss"] == pytest.approx(expected, rel=1e-5)
+    trainer.train()
+    assert trainer.curve[0]["loss"] == pytest.approx(expected, rel=1e-4)
+    assert trainer.curve[-1]["loss"] < expected
