@@ -68,9 +68,10 @@ def encoder_decoder_step_flops(
 ) -> float:
     """Return the FLOPs of one training step of an encoder and a decoder of so many layers each (T5).
 
-    As `step_flops`, 4 forward passes of 2 FLOPs a weight and token: in a layer the encoder has 12·w² weights; of the
-    decoder's 16·w², keys and values of the cross-attention (2·w²) see the inputs and the others the targets; attention
-    costs 4·w a pair of tokens; V·w for the logits. `inputs` and `targets` in tokens, `batch` in sequences.
+    As `step_flops` counts: 2 FLOPs a weight and token forward, four times that with backward and recomputation. A
+    layer of the encoder has 12·w² weights; of the decoder's 16·w², keys and values of the cross-attention (2·w²) see
+    the inputs and the others the targets. Attention costs 4·w a pair of tokens; logits, 2·V·w a target, are not
+    recomputed. `inputs` and `targets` in tokens, `batch` in sequences.
 
     >>> alone = step_flops(layers=2, width=64, sequence=50, vocabulary=0, batch=8)
     >>> both = encoder_decoder_step_flops(layers=2, width=64, inputs=50, targets=15, vocabulary=0, batch=8)
@@ -79,7 +80,7 @@ def encoder_decoder_step_flops(
     """
     weights = width**2 * (12 * inputs + 14 * targets + 2 * inputs)
     attention = 2 * width * (inputs**2 + targets**2 + inputs * targets)
-    return 8.0 * batch * (layers * (weights + attention) + vocabulary * width * targets)
+    return batch * (8.0 * layers * (weights + attention) + 6.0 * vocabulary * width * targets)
 
 
 def training_flops(N: float, D: float) -> float:

@@ -5,7 +5,7 @@ import torch
 from transformers import BertConfig, BertForMaskedLM
 
 from hf_muscaling import MuGPT2Config, MuLlamaConfig, count_parameters, training_flops
-from hf_muscaling.counting import cost_ratio, meta_model, step_flops
+from hf_muscaling.counting import cost_ratio, encoder_decoder_step_flops, meta_model, step_flops
 from hf_muscaling.errors import ConfigurationError
 
 WIDTHS = (128, 256, 384, 512, 640, 768, 896, 1024)
@@ -95,6 +95,26 @@ def test_step_flops_are_narayanans_sum():
     layer = 24 * b * s * w**2 + 4 * b * s**2 * w
     expected = 4 * layers * layer + 3 * 2 * b * s * w * vocabulary
     assert step_flops(layers, w, s, vocabulary, b) == pytest.approx(expected, rel=1e-12)
+
+
+def test_encoder_decoder_step_flops_are_those_that_torch_counts():
+    """Four forward passes of the layers, three of the logits, of transformers' own T5 without dropout."""
+    from torch.utils.flop_counter import FlopCounterMode
+    from transformers import T5Config, T5ForConditionalGeneration
+
+    b, s, t, layers, w, vocabulary = 2, 30, 11, 3, 32, 50
+    config = T5Config(
+        vocab_size=vocabulary, d_model=w, d_kv=8, d_ff=4 * w, num_heads=4, num_layers=layers, dropout_rate=0.0,
+        attn_implementation="eager", decoder_start_token_id=0,
+    )  # fmt: skip
+    with torch.device("meta"):
+        model = T5ForConditionalGeneration(config)
+        batch = {"input_ids": torch.zeros(b, s, dtype=torch.long), "labels": torch.zeros(b, t, dtype=torch.long)}
+    with FlopCounterMode(display=False) as counter:
+        model(input_ids=batch["input_ids"], decoder_input_ids=batch["labels"])
+    logits = 2 * b * t * w * vocabulary
+    expected = 4 * (counter.get_total_flops() - logits) + 3 * logits
+    assert encoder_decoder_step_flops(layers, w, s, t, vocabulary, b) == pytest.approx(expected, rel=1e-12)
 
 
 @pytest.mark.parametrize("layers, sequence, ratio", [(32, 512, 0.1487), (64, 2048, 0.1645)])
