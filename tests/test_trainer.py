@@ -98,8 +98,9 @@ def arguments(folder, cls=MuTrainingArguments, **settings):
     return cls(**(defaults | settings))
 
 
-@pytest.fixture
-def model(architecture):
+@pytest.fixture(params=["gpt2", "llama"])
+def model(request):
+    architecture = request.getfixturevalue(request.param)
     return architecture.model(architecture.base(layers=1, initializer_range=0.2).at_width(64))
 
 
@@ -426,6 +427,7 @@ class TestOptimizer:
         with pytest.raises(ConfigurationError, match="needs an optimizer class.*use hf_muscaling.MuAdamW"):
             trainer.create_optimizer()
 
+    @pytest.mark.parametrize("architecture", ["gpt2", "llama", "bert"], indirect=True)
     def test_clipping_is_active(self, architecture, tmp_path):
         model = architecture.model(architecture.base(layers=1, initializer_range=0.2))
         before = [p.detach().clone() for p in model.parameters()]
