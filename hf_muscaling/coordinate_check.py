@@ -18,7 +18,7 @@ from hf_muscaling.coordinates import CoordinateCheck, Coordinates
 from hf_muscaling.errors import ConfigurationError
 from hf_muscaling.models.base import require_mu_model
 from hf_muscaling.models.pretraining import pretraining_class, pretraining_objective
-from hf_muscaling.models.readout import MuReadout
+from hf_muscaling.models.multipliers import MuReadout
 from hf_muscaling.optim import MuAdamW
 from hf_muscaling.parametrization import MUP
 
@@ -121,7 +121,7 @@ def _train(model: nn.Module, optimizer: torch.optim.Optimizer, batch: Batch, ste
     table = inner.mu_table()
     weights = {n: p.detach().clone() for n, p in inner.named_parameters()}
     scales = {n: 1 / MUP[s.role].scale("lr", s.fan_in) for n, s in table.items()}
-    initial = {n: [x.abs().mean().item()] for n, x in start.items()}
+    initial = {n: [_rms(x)] for n, x in start.items()}
     changes: dict[str, list[float]] = {n: [] for n in start}
     updates: dict[str, list[float]] = {n: [] for n in weights}
     losses = []
@@ -134,9 +134,9 @@ def _train(model: nn.Module, optimizer: torch.optim.Optimizer, batch: Batch, ste
         losses.append(loss.item())
         now = _activations(model, batch)
         for name, x in start.items():
-            changes[name].append((now[name] - x).abs().mean().item())
+            changes[name].append(_rms(now[name] - x))
         for name, p in inner.named_parameters():
-            updates[name].append((p.detach() - weights[name]).square().mean().sqrt().item() * scales[name])
+            updates[name].append(_rms(p.detach() - weights[name]) * scales[name])
     return {"initial": initial, "changes": changes, "updates": updates, "losses": losses}
 
 
@@ -179,3 +179,7 @@ def _kinds(model: nn.Module, names: Any) -> dict[str, str]:
         else:
             kinds[name] = "linear" if not any(module.children()) else "block"
     return kinds
+
+
+def _rms(x: torch.Tensor) -> float:
+    return x.square().mean().sqrt().item()
