@@ -10,8 +10,8 @@ from numpy.typing import NDArray
 
 from hf_muscaling.runs import write_json
 
-KINDS = ("logits", "embedding", "norm", "linear", "block")
-"""What a module is, for the reader: the readout, embeddings, norms, linear layers, and whatever contains others."""
+KINDS = ("logits", "embedding", "norm", "layer", "block")
+"""What a module is, for the reader: a readout, an embedding, a norm, another leaf, or a block that contains some."""
 
 
 @dataclass(frozen=True)
@@ -43,20 +43,21 @@ class Slope:
 
     @property
     def excess(self) -> float:
-        """Return the size of the slope on the sides where it is bounded, infinity if it is not finite."""
+        """Return how far the slope is from what theory expects: 0, or −0.5 to 0 for logits of a random readout."""
         if self.slope is None or not self.judged:
             return 0.0
         if not math.isfinite(self.slope):
             return math.inf
-        return abs(self.slope) if self.low is not None else max(self.slope, 0.0)
+        below = 0.0 if self.low is None else -self.slope + self.low + self.high
+        return max(self.slope, below, 0.0)
 
 
 @dataclass(frozen=True)
 class Coordinates:
     """What was measured under one parametrisation.
 
-    `initial[module]` is [widths, seeds], mean |x| before any update; `changes[module]` is [steps, widths, seeds],
-    mean |x_t − x_0|; `updates[parameter]` is [steps, widths, seeds], RMS(W_t − W_0)·r^e with e the exponent of μP's
+    `initial[module]` is [widths, seeds], RMS(x) before any update; `changes[module]` is [steps, widths, seeds],
+    RMS(x_t − x_0); `updates[parameter]` is [steps, widths, seeds], RMS(W_t − W_0)·r^e with e the exponent of μP's
     learning rate (1 for matrix-like parameters, 0 for the others), so that theory says Θ(1) for all three.
     """
 
@@ -82,7 +83,10 @@ class Coordinates:
             low = None if self.kinds[name] == "logits" else -tolerance_initial
             found.append(self._slope(name, self.kinds[name], "initial", 0, sizes, low, tolerance_initial))
         for name, sizes in self.changes.items():
-            found.append(self._slope(name, self.kinds[name], "change", step, sizes[step - 1], -tolerance, tolerance))
+            # W_t·x_t − W_0·x_0 holds W_0·(x_t − x_0), whose part along directions not learnt shrinks in the same way.
+            random = self.kinds[name] == "logits" and self.initial[name].any()
+            low = -tolerance - (0.5 if random else 0.0)
+            found.append(self._slope(name, self.kinds[name], "change", step, sizes[step - 1], low, tolerance))
         for name, sizes in self.updates.items():
             found.append(
                 self._slope(
