@@ -35,6 +35,8 @@ _HOME = {
         "MuT5Model",
     ),
     "optim": ("MuAdamW", "MuSGD", "mu_param_groups"),
+    "checks.coordinate": ("coordinate_check",),
+    "checks.coordinates": ("CoordinateCheck",),
     "counting": ("count_parameters", "training_flops"),
     "trainer": ("MuTrainer", "MuTrainingArguments"),
     "series": ("train_series",),
@@ -60,6 +62,8 @@ def __dir__() -> list[str]:
 
 
 if TYPE_CHECKING:
+    from hf_muscaling.checks.coordinate import coordinate_check
+    from hf_muscaling.checks.coordinates import CoordinateCheck
     from hf_muscaling.counting import count_parameters, training_flops
     from hf_muscaling.data import DataConfig, prepare_data
     from hf_muscaling.laws import ChinchillaLaw, PowerLaw, ScalingLaw
