@@ -1,0 +1,398 @@
+"""Export: a μP model folded into its stock class, or a Llama written as Granite, gives the same logits."""
+
+import copy
+import json
+import subprocess
+import sys
+
+import pytest
+import torch
+import transformers
+from torch import nn
+from transformers.pytorch_utils import Conv1D
+
+from hf_muscaling import MuGPT2Config, MuGPT2LMHeadModel, MuLlamaForCausalLM, MuLlamaModel
+from hf_muscaling.errors import ConfigurationError
+from hf_muscaling.export import to_granite
+
+PLAIN = {"do_sample": False, "max_new_tokens": 8, "pad_token_id": 0, "eos_token_id": None}
+
+
+def sharpened(model, seed=11):
+    """Draw every parameter anew, larger than at initialisation: no bias, query or gain hides a multiplier."""
+    draw = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            noise = torch.randn(parameter.shape, generator=draw)
+            if parameter.dim() == 1:
+                parameter.copy_(0.3 * noise if name.endswith("bias") else 1 + 0.3 * noise)
+            else:
+                parameter.copy_(0.15 * noise)
+    return model.eval()
+
+
+def exported_model(architecture, tied, head_factor=4, **settings):
+    """Return a model with both multipliers away from 1: τ/r = 3/2 and a head size unlike the base's."""
+    base = architecture.base(width=32, heads=8, tie_word_embeddings=tied, output_multiplier=3.0, **settings)
+    config = base.at_width(64)
+    if architecture.name == "llama":  # 16 heads of 4 become 4 heads of 16
+        config = config.replace(num_attention_heads=4, num_key_value_heads=2, head_dim=16)
+    else:
+        config = config.replace(num_attention_heads=16 // head_factor)
+    return sharpened(architecture.model(config))
+
+
+def inputs_of(model, tokens):
+    return {"input_ids": tokens} | ({"decoder_input_ids": tokens[:, :9]} if model.config.is_encoder_decoder else {})
+
+
+def logits(model, tokens):
+    with torch.no_grad():
+        return model(**inputs_of(model, tokens)).logits
+
+
+def difference(a, b, tokens):
+    return (logits(a, tokens) - logits(b, tokens)).abs().max().item()
+
+
+@pytest.fixture
+def model(architecture, tied):
+    return exported_model(architecture, tied)
+
+
+class TestStandard:
+    """`to_standard`: the stock class, the same function."""
+
+    def test_logits_equal_and_the_class_is_stock(self, model, tokens):
+        stock = model.to_standard()
+        assert type(stock).__module__.startswith("transformers.models.")
+        assert type(stock.config).__module__.startswith("transformers.models.")
+        assert not any(type(m).__module__.startswith("hf_muscaling") for m in stock.modules())
+        assert logits(model, tokens).std() > 0.3
+        assert difference(model, stock, tokens) <= 1e-5
+
+    def test_the_multipliers_matter_here(self, model, architecture, tokens):
+        """Negative controls: each multiplier left out, the logits differ."""
+        unfolded = type(architecture.stock(model.config))(model.config.to_stock_config()).eval()
+        unfolded.load_state_dict(model.state_dict())
+        assert difference(model, unfolded, tokens) > 0.1
+        head_only, attention_only = copy.deepcopy(model), copy.deepcopy(model)
+        for attention in attention_only._attention_modules():
+            attention.scaling *= 2.0
+        head_only.get_output_embeddings().multiplier = 1.0
+        for other in (head_only, attention_only):
+            assert difference(model, other, tokens) > 1e-2
+            assert difference(other, other.to_standard(), tokens) <= 1e-5
+            assert difference(model, other.to_standard(), tokens) > 1e-2
+
+    def test_the_original_is_untouched_and_shares_nothing(self, model, tokens):
+        before, state = copy.deepcopy(model.state_dict()), torch.get_rng_state()
+        expected = logits(model, tokens)
+        stock = model.to_standard()
+        assert torch.equal(torch.get_rng_state(), state)  # no random draw either
+        with torch.no_grad():
+            for parameter in stock.parameters():
+                parameter.zero_()
+        assert all(torch.equal(before[k], v) for k, v in model.state_dict().items())
+        assert torch.equal(logits(model, tokens), expected)
+
+    def test_ties_stay_and_a_tied_weight_is_not_scaled(self, model, tied):
+        stock = model.to_standard()
+        embedding, head = stock.get_input_embeddings().weight, stock.get_output_embeddings().weight
+        assert (embedding is head) is tied
+        assert torch.equal(embedding, model.get_input_embeddings().weight)
+        stock.tie_weights()
+        assert (stock.get_input_embeddings().weight is stock.get_output_embeddings().weight) is tied
+        changed = {
+            n for (n, p), (_, q) in zip(model.named_parameters(), stock.named_parameters(), strict=True)
+            if not torch.equal(p, q)
+        }  # fmt: skip
+        queries = {n for n in changed if "attn" in n or "Attention" in n or "attention" in n}
+        expected = model.mu_last_norm if tied else model.get_output_embeddings()
+        assert queries and changed - queries == {
+            n for n, p in model.named_parameters()
+            if (tied and n.rpartition(".")[0] == expected) or (not tied and p is expected.weight)
+        }  # fmt: skip
+
+    def test_generate_writes_the_same_tokens(self, model, tokens):
+        stock = model.to_standard()
+        mask = torch.ones_like(tokens)
+        written = stock.generate(tokens, attention_mask=mask, **PLAIN)
+        assert torch.equal(written, model.generate(tokens, attention_mask=mask, **PLAIN))
+        assert written[:, -8:].unique().numel() > 4  # not one token over and over
+
+    def test_generation_settings_training_mode_and_frozen_weights_are_kept(self, model):
+        model.generation_config.max_length = 77
+        model.train()
+        next(model.parameters()).requires_grad_(False)
+        stock = model.to_standard()
+        assert stock.generation_config.max_length == 77 and stock.training
+        assert [p.requires_grad for p in stock.parameters()] == [p.requires_grad for p in model.parameters()]
+        stock.generation_config.max_length = 5
+        assert model.generation_config.max_length == 77
+
+    def test_attention_implementation_is_kept(self, architecture, tokens):
+        model = exported_model(architecture, True)
+        model.set_attn_implementation("eager")
+        stock = model.to_standard()
+        assert stock.config._attn_implementation == "eager"
+        assert difference(model, stock, tokens) <= 1e-5
+
+    @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float64])
+    def test_dtype(self, model, tokens, dtype):
+        model.to(dtype)
+        stock = model.to_standard()
+        assert stock.dtype == stock.config.dtype == dtype
+        assert [p.dtype for p in stock.parameters()] == [p.dtype for p in model.parameters()]
+        kept, copied = (dict(m.named_buffers()) for m in (model, stock))
+        assert {k: v.dtype for k, v in kept.items()} == {k: v.dtype for k, v in copied.items()}
+        tolerance = {torch.bfloat16: 0.1, torch.float64: 1e-12}[dtype] * logits(model, tokens).abs().max().item()
+        assert difference(model, stock, tokens) <= tolerance
+
+    def test_meta(self, architecture, tied):
+        with torch.device("meta"):
+            model = architecture.model(architecture.base(tie_word_embeddings=tied).at_width(64))
+        stock = model.to_standard()
+        assert {p.device.type for p in stock.parameters()} == {"meta"}
+        assert (stock.get_input_embeddings().weight is stock.get_output_embeddings().weight) is tied
+
+    def test_standard_parametrisation_changes_no_weight(self, architecture, tied):
+        config = architecture.base(parametrization="sp", tie_word_embeddings=tied).at_width(64)
+        model = architecture.model(config)
+        stock = model.to_standard()
+        assert all(torch.equal(v, stock.state_dict()[k]) for k, v in model.state_dict().items())
+
+    def test_plain_transformers_in_another_process(self, architecture, tokens, tmp_path):
+        """Saved, then loaded by a process that never imports this package; it prints what it loaded."""
+        cases = {}
+        for tied in (True, False):
+            model = exported_model(architecture, tied)
+            model.to_standard().save_pretrained(tmp_path / str(tied))
+            cases[str(tied)] = model
+        torch.save(tokens, tmp_path / "tokens.pt")
+        program = """
+import sys, torch
+from pathlib import Path
+from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForMaskedLM, AutoModelForSeq2SeqLM
+root = Path(sys.argv[1])
+tokens = torch.load(root / "tokens.pt")
+for case in ("True", "False"):
+    kind = AutoConfig.from_pretrained(root / case).model_type
+    auto = {"bert": AutoModelForMaskedLM, "t5": AutoModelForSeq2SeqLM}.get(kind, AutoModelForCausalLM)
+    model, info = auto.from_pretrained(root / case, output_loading_info=True)
+    assert not any(info[k] for k in ("missing_keys", "unexpected_keys", "mismatched_keys")), info
+    more = {"decoder_input_ids": tokens[:, :9]} if model.config.is_encoder_decoder else {}
+    with torch.no_grad():
+        torch.save(model.eval()(tokens, **more).logits, root / f"{case}.pt")
+assert not any(name.startswith("hf_muscaling") for name in sys.modules)
+"""
+        subprocess.run([sys.executable, "-c", program, str(tmp_path)], check=True, capture_output=True, text=True)
+        for tied, model in cases.items():
+            assert (torch.load(tmp_path / f"{tied}.pt") - logits(model, tokens)).abs().max() <= 1e-5
+            written = json.loads((tmp_path / tied / "config.json").read_text())
+            assert written["model_type"] == architecture.name
+            assert not any("mup" in key or key in ("parametrization", "output_multiplier") for key in written)
+            assert {p.suffix for p in (tmp_path / tied).iterdir()} == {".json", ".safetensors"}
+
+
+class TestVariants:
+    """Options of single architectures."""
+
+    def test_llama_biases_are_folded_too(self, llama, tokens):
+        model = exported_model(llama, True, attention_bias=True, mlp_bias=True)
+        assert difference(model, model.to_standard(), tokens) <= 1e-5
+
+    def test_gpt2_per_layer_scaling(self, gpt2, tokens):
+        model = exported_model(gpt2, True, scale_attn_by_inverse_layer_idx=True)
+        assert difference(model, model.to_standard(), tokens) <= 1e-5
+
+    def test_gpt2_cross_attention(self, gpt2, tokens):
+        model = exported_model(gpt2, False, add_cross_attention=True)
+        assert model.transformer.h[0].crossattention.scaling == 0.5 / 4
+        stock = model.to_standard()
+        memory = torch.randn(4, 7, 64, generator=torch.Generator().manual_seed(0))
+        with torch.no_grad():
+            ours = model(tokens, encoder_hidden_states=memory).logits
+            theirs = stock(tokens, encoder_hidden_states=memory).logits
+            forgotten = copy.deepcopy(stock)
+            for block in forgotten.transformer.h:
+                block.crossattention.q_attn.weight.mul_(2)
+            wrong = forgotten(tokens, encoder_hidden_states=memory).logits
+        assert (ours - theirs).abs().max() <= 1e-5 < 1e-3 < (ours - wrong).abs().max()
+
+    def test_a_model_without_a_head(self, llama, tokens):
+        config = exported_model(llama, False).config
+        bare = sharpened(MuLlamaModel(config))
+        stock = bare.to_standard()
+        assert type(stock) is transformers.LlamaModel
+        with torch.no_grad():
+            ours, theirs = bare(tokens).last_hidden_state, stock(tokens).last_hidden_state
+        assert (ours - theirs).abs().max() <= 1e-5
+
+    def test_after_a_resize(self, architecture, tied, tokens):
+        model = exported_model(architecture, tied)
+        model.resize_token_embeddings(80)
+        stock = model.to_standard()
+        assert stock.config.vocab_size == 80 and difference(model, stock, tokens) <= 1e-5
+
+
+class ScaledLinear(nn.Linear):
+    """A residual branch's last projection: its whole output times a multiplier, bias included."""
+
+    multiplier = 0.25
+
+    def forward(self, input):
+        return super().forward(input) * self.multiplier
+
+
+class ScaledConv1D(Conv1D):
+    multiplier = 0.25
+
+    def forward(self, x):
+        return super().forward(x) * self.multiplier
+
+
+class ScaledEmbedding(nn.Embedding):
+    multiplier = 4.0
+
+    def forward(self, input):
+        return super().forward(input) * self.multiplier
+
+
+class Shifted(nn.Linear):
+    multiplier = 0.25
+
+    def forward(self, input):
+        return super().forward(input) * self.multiplier + 0.5
+
+
+class Weightless(nn.Identity):
+    multiplier = 0.25
+
+
+def recast(module, cls):
+    module.__class__ = cls
+    return module
+
+
+class TestAnyMultiplier:
+    """A module with a multiplier is folded into its own weight if that gives what it returns, else it is named."""
+
+    def test_residual_branches(self, architecture, tied, tokens):
+        model = exported_model(architecture, tied, **({"mlp_bias": True} if architecture.name == "llama" else {}))
+        plain = copy.deepcopy(model)
+        for name, module in list(model.named_modules()):
+            if name.endswith(("o_proj", "down_proj", "c_proj")):
+                recast(module, ScaledConv1D if isinstance(module, Conv1D) else ScaledLinear)
+        assert difference(model, plain, tokens) > 0.1
+        assert difference(model, model.to_standard(), tokens) <= 1e-5
+
+    def test_an_untied_embedding(self, llama, tokens):
+        model = exported_model(llama, False)
+        recast(model.model.embed_tokens, ScaledEmbedding)
+        assert difference(model, model.to_standard(), tokens) <= 1e-5
+
+    def test_a_tied_embedding_is_refused(self, architecture):
+        model = exported_model(architecture, True)
+        recast(model.get_input_embeddings(), ScaledEmbedding)
+        with pytest.raises(ConfigurationError, match=r"multiplier 4 of .*(wte|embed).* is tied"):
+            model.to_standard()
+
+    @pytest.mark.parametrize("where", ["gate_proj", "act_fn"])
+    def test_what_no_weight_can_take_is_named(self, llama, where):
+        model = exported_model(llama, False)
+        mlp = model.model.layers[1].mlp
+        setattr(mlp, where, Weightless() if where == "act_fn" else recast(getattr(mlp, where), Shifted))
+        reason = "has no weight" if where == "act_fn" else "does not give"
+        with pytest.raises(ConfigurationError, match=rf"0\.25 of model\.layers\.1\.mlp\.{where} .*{reason}"):
+            model.to_standard()
+
+    def test_what_stock_lacks_is_named(self, llama):
+        model = exported_model(llama, False)
+        model.model.extra = Weightless()
+        with pytest.raises(ConfigurationError, match=r"0\.25 of model\.extra .*LlamaForCausalLM has no module"):
+            model.to_standard()
+        model.model.extra = ScaledLinear(3, 3)
+        with pytest.raises(ConfigurationError, match=r"model\.extra\.bias is in only one of MuLlamaForCausalLM"):
+            model.to_standard()
+
+    def test_a_norm_that_does_not_scale_with_its_weight(self, llama):
+        class OffsetNorm(nn.LayerNorm):  # as Gemma's, 1 + weight
+            def forward(self, input):
+                return torch.rms_norm(input, self.normalized_shape) * (1 + self.weight)
+
+        model = exported_model(llama, True)
+        norm = OffsetNorm(64, bias=False)
+        model.model.norm = norm
+        with pytest.raises(ConfigurationError, match=r"lm_head .* model\.norm does not scale"):
+            model.to_standard()
+
+    def test_queries_that_no_pattern_names(self, llama):
+        class Forgetful(MuLlamaForCausalLM):
+            mu_query = {}
+
+        model = exported_model(llama, True)
+        model.__class__ = Forgetful
+        with pytest.raises(ConfigurationError, match=r"model\.layers\.0\.self_attn scales attention .* 0 of its"):
+            model.to_standard()
+
+
+class TestGranite:
+    """A μP Llama is a Granite config: no weight changes."""
+
+    def test_logits_and_weights(self, llama, tied, tokens, tmp_path):
+        model = exported_model(llama, tied, attention_bias=True)
+        granite = model.to_granite()
+        assert type(granite) is transformers.GraniteForCausalLM
+        assert all(torch.equal(v, granite.state_dict()[k]) for k, v in model.state_dict().items())
+        assert granite.config.attention_multiplier == 0.25 * 0.5 and granite.config.logits_scaling == 2 / 3
+        assert difference(model, granite, tokens) <= 1e-5
+        granite.save_pretrained(tmp_path)
+        again, info = transformers.AutoModelForCausalLM.from_pretrained(tmp_path, output_loading_info=True)
+        assert type(again) is transformers.GraniteForCausalLM and not info["missing_keys"]
+        assert difference(model, again, tokens) <= 1e-5
+        assert (again.get_input_embeddings().weight is again.lm_head.weight) is tied
+        mask = torch.ones_like(tokens)
+        assert torch.equal(
+            model.generate(tokens, attention_mask=mask, **PLAIN), again.generate(tokens, attention_mask=mask, **PLAIN)
+        )
+
+    @pytest.mark.parametrize("field", ["attention_multiplier", "logits_scaling"])
+    def test_each_field_matters(self, llama, tokens, field):
+        model = exported_model(llama, True)
+        granite = model.to_granite()
+        setattr(granite.config, field, 1.0)
+        other = transformers.GraniteForCausalLM(granite.config).eval()
+        other.load_state_dict(granite.state_dict())
+        assert difference(model, other, tokens) > 1e-2
+
+    def test_residual_multiplier(self, llama, tokens):
+        model = exported_model(llama, False, mlp_bias=True)
+        for name, module in list(model.named_modules()):
+            if name.endswith(("o_proj", "down_proj")):
+                recast(module, ScaledLinear)
+        granite = model.to_granite()
+        assert granite.config.residual_multiplier == 0.25
+        assert difference(model, granite, tokens) <= 1e-5
+        recast(model.model.layers[0].mlp.down_proj, nn.Linear)  # now they differ: folded instead
+        granite = model.to_granite()
+        assert granite.config.residual_multiplier == 1.0
+        assert difference(model, granite, tokens) <= 1e-5
+
+    def test_without_a_head(self, llama, tokens):
+        bare = sharpened(MuLlamaModel(exported_model(llama, False).config))
+        with torch.no_grad():
+            ours, theirs = bare(tokens).last_hidden_state, bare.to_granite()(tokens).last_hidden_state
+        assert (ours - theirs).abs().max() <= 1e-5
+
+    def test_only_llama(self, gpt2):
+        model = gpt2.model(gpt2.base())
+        assert not hasattr(model, "to_granite")
+        with pytest.raises(ConfigurationError, match="got MuGPT2LMHeadModel; use to_standard"):
+            to_granite(model)
+
+    def test_scalings_that_differ_between_layers(self, llama):
+        model = exported_model(llama, True)
+        model.model.layers[0].self_attn.scaling = 0.3
+        with pytest.raises(ConfigurationError, match=r"one attention_multiplier .* has \[0\.125, 0\.3\]"):
+            model.to_granite()
