@@ -17,8 +17,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--version", action="version", version=f"hf_muscaling {__version__}")
     commands = parser.add_subparsers(dest="command", required=True)
     commands.add_parser("run-series", help="train a series, fit its law, predict a larger model", add_help=False)
+    commands.add_parser("export", help="fold a saved μP model into a stock transformers model", add_help=False)
     namespace, rest = parser.parse_known_args(arguments)
-    return {"run-series": run_series}[namespace.command](rest)
+    return {"run-series": run_series, "export": export}[namespace.command](rest)
 
 
 def run_series(arguments: Sequence[str] | None = None, description: str | None = None) -> int:
@@ -48,3 +49,28 @@ def _run_series(arguments: Sequence[str] | None, description: str | None) -> Non
     result = run_experiment(config)
     if result.is_main_process:
         print(f"\n{headline(result)}\nReport: {config.output_dir}/report.md")
+
+
+def export(arguments: Sequence[str] | None = None) -> int:
+    """Export a saved μP model as a stock one; returns the exit status."""
+    parser = argparse.ArgumentParser(
+        prog="muscaling export",
+        description="Fold a saved μP model into a stock transformers model with the same outputs.",
+    )
+    parser.add_argument("folder", help="what save_pretrained wrote, with its tokenizer if it has one")
+    parser.add_argument("--output", required=True, help="a new or empty folder")
+    parser.add_argument(
+        "--format",
+        choices=["standard", "granite"],
+        default="standard",
+        help="standard: the stock class, multipliers folded into weights; granite: a Llama's multipliers in the config",
+    )
+    flags = parser.parse_args(arguments)
+    return guarded(lambda: _export(flags))
+
+
+def _export(flags: argparse.Namespace) -> None:
+    from hf_muscaling.export import export_folder
+
+    difference = export_folder(flags.folder, flags.output, flags.format)
+    print(f"{flags.output}: its outputs differ from those of {flags.folder} by at most {difference:.1e}")

@@ -13,20 +13,36 @@ scaled, returns what the μP module returns; otherwise the error names it.
 """
 
 import copy
+import shutil
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, get_args
 
 import torch
 from torch import nn
 from torch.distributed.tensor import DTensor
-from transformers import GraniteConfig, GraniteForCausalLM, GraniteModel, PreTrainedConfig, PreTrainedModel
+from transformers import (
+    AutoConfig,
+    GraniteConfig,
+    GraniteForCausalLM,
+    GraniteModel,
+    PreTrainedConfig,
+    PreTrainedModel,
+)
 from transformers import initialization as init
 
+from hf_muscaling import models
 from hf_muscaling.errors import ConfigurationError
-from hf_muscaling.models.base import _matches, _stock_class
+from hf_muscaling.models.base import MuConfigMixin, _matches, _stock_class
+from hf_muscaling.models.pretraining import pretraining_class
+
+Format = Literal["standard", "granite"]
 
 RESIDUAL_PROJECTIONS = ("o_proj", "down_proj")
 """The last projections of Llama's two residual branches."""
+
+TOKENIZER_FILES = (
+    "tokenizer*", "special_tokens_map.json", "added_tokens.json", "vocab.*", "merges.txt", "*.model", "chat_template.*"
+)  # fmt: skip
 
 
 def to_standard(model: Any) -> PreTrainedModel:
@@ -92,7 +108,8 @@ def to_granite(model: Any) -> PreTrainedModel:
     scalings = {m.scaling for m in model.modules() if isinstance(getattr(m, "scaling", None), float)}
     if len(scalings) != 1:
         raise ConfigurationError(
-            f"Granite has one attention_multiplier for all layers, this model has {sorted(scalings)}; use to_standard()."
+            f"Granite has one attention_multiplier for all layers, this model has {sorted(scalings)}; use "
+            "to_standard()."
         )
     head = model.get_output_embeddings()
     residual = _common_residual_multiplier(model)
@@ -112,6 +129,77 @@ def to_granite(model: Any) -> PreTrainedModel:
             if not in_config:
                 _fold_multiplier(model, granite, name, module)
     return granite
+
+
+def export_folder(folder: str | Path, output: str | Path, format: Format = "standard") -> float:
+    """Export a saved μP model to another folder, tokenizer included; return the largest difference of its outputs.
+
+    Reads and writes safetensors only. Before anything is written, both models are run on the same random tokens and
+    must agree to half the digits of their dtype. `muscaling export FOLDER --output DIR` calls this.
+
+    Raises ConfigurationError if the folder is missing, incomplete or not a μP model's, if the output exists and is not
+    empty, for an unknown format, and as `to_standard` and `to_granite` do.
+    """
+    folder, output = Path(folder), Path(output)
+    if format not in get_args(Format):
+        raise ConfigurationError(f"format={format!r} is unknown; use one of {get_args(Format)}.")
+    if output.exists() and (not output.is_dir() or any(output.iterdir())):
+        raise ConfigurationError(f"The output {output} exists and is not an empty folder; name a new one.")
+    model = _load(folder)
+    exported = to_granite(model) if format == "granite" else to_standard(model)
+    difference, scale = _output_difference(model, exported)
+    if not difference <= torch.finfo(model.dtype).eps ** 0.5 * scale:
+        raise ConfigurationError(
+            f"The exported {type(exported).__name__} differs from {type(model).__name__} by {difference:.2g} "
+            f"(outputs up to {scale:.2g}), so nothing was written: the μP class computes something that folding cannot express."
+        )
+    exported.save_pretrained(output)
+    for pattern in TOKENIZER_FILES:
+        for file in sorted(folder.glob(pattern)):
+            if file.is_file():
+                shutil.copyfile(file, output / file.name)
+    return difference
+
+
+def _load(folder: Path) -> Any:
+    """Return the model of a folder, in the class that saved it, complete."""
+    if not (folder / "config.json").is_file():
+        raise ConfigurationError(f"{folder} is not the folder of a saved model: it has no config.json; check the path.")
+    try:
+        config: Any = AutoConfig.from_pretrained(folder)
+    except (ValueError, KeyError, OSError) as error:
+        raise ConfigurationError(f"{folder}/config.json is not a config that can be read: {error}") from error
+    if not isinstance(config, MuConfigMixin):
+        raise ConfigurationError(
+            f"{folder} holds a {type(config).__name__}, not a μP model of this package: there is nothing to fold."
+        )
+    if not any(folder.glob("*.safetensors")):
+        raise ConfigurationError(f"{folder} has no .safetensors file; save the model again with save_pretrained.")
+    name = (config.architectures or [None])[0]
+    cls = getattr(models, name, None) if name else None
+    model, info = (cls or pretraining_class(config)).from_pretrained(
+        folder, use_safetensors=True, output_loading_info=True
+    )
+    wrong = {k: sorted(v) for k, v in info.items() if k in ("missing_keys", "unexpected_keys", "mismatched_keys") and v}
+    if wrong or (name and type(model).__name__ != name):
+        raise ConfigurationError(
+            f"{folder} was saved by {name} and does not load completely as {type(model).__name__}: {wrong}."
+        )
+    return model.eval()
+
+
+@torch.no_grad()
+def _output_difference(model: Any, exported: Any) -> tuple[float, float]:
+    """Return the largest difference between the two models' outputs on random tokens, and the largest output."""
+    draw = torch.Generator().manual_seed(0)
+    ids = torch.randint(0, model.config.vocab_size, (2, 16), generator=draw).to(model.device)
+    inputs = {"input_ids": ids} | ({"decoder_input_ids": ids} if model.config.is_encoder_decoder else {})
+    pairs = [
+        (a, b)
+        for a, b in zip(model(**inputs).to_tuple(), exported(**inputs).to_tuple(), strict=True)
+        if isinstance(a, torch.Tensor)
+    ]
+    return max((a - b).abs().max().item() for a, b in pairs), max(a.abs().max().item() for a, _ in pairs)
 
 
 def _rebuilt(model: Any, target: type, config: PreTrainedConfig) -> PreTrainedModel:
@@ -269,8 +357,8 @@ def _probe(module: nn.Module) -> torch.Tensor:
     weight: Any = module.weight
     if isinstance(module, nn.Embedding):
         return torch.arange(min(weight.shape[0], 8), device=weight.device)
-    width = weight.shape[0] if not hasattr(module, "in_features") else module.in_features
-    rows: torch.Tensor = torch.arange(3.0 * width, device=weight.device).reshape(3, int(width)).sin()
+    width: Any = getattr(module, "in_features", weight.shape[0])
+    rows = torch.arange(3.0 * width, device=weight.device).reshape(3, width).sin()
     rows[0] = 0.0
     return rows.to(weight.dtype)
 

@@ -8,12 +8,13 @@ import sys
 import pytest
 import torch
 import transformers
+from safetensors.torch import load_file, save_file
 from torch import nn
 from transformers.pytorch_utils import Conv1D
 
-from hf_muscaling import MuGPT2Config, MuGPT2LMHeadModel, MuLlamaForCausalLM, MuLlamaModel
+from hf_muscaling import MuLlamaForCausalLM, MuLlamaModel, cli, export
 from hf_muscaling.errors import ConfigurationError
-from hf_muscaling.export import to_granite
+from hf_muscaling.export import export_folder, to_granite
 
 PLAIN = {"do_sample": False, "max_new_tokens": 8, "pad_token_id": 0, "eos_token_id": None}
 
@@ -396,3 +397,74 @@ class TestGranite:
         model.model.layers[0].self_attn.scaling = 0.3
         with pytest.raises(ConfigurationError, match=r"one attention_multiplier .* has \[0\.125, 0\.3\]"):
             model.to_granite()
+
+
+class TestCommand:
+    """`muscaling export FOLDER --output DIR`."""
+
+    @pytest.mark.parametrize("form, kind", [("standard", "llama"), ("granite", "granite")])
+    def test_exports_model_and_tokenizer(self, llama, tied, tokens, tmp_path, capsys, form, kind):
+        source, target = tmp_path / "mu", tmp_path / "out" / "stock"
+        model = exported_model(llama, tied)
+        model.save_pretrained(source)
+        (source / "tokenizer.json").write_text('{"version": "1.0"}')
+        (source / "optimizer.pt").write_text("a pickle that stays behind")
+        assert cli.main(["export", str(source), "--output", str(target), "--format", form]) == 0
+        assert "differ from" in capsys.readouterr().out
+        exported = transformers.AutoModelForCausalLM.from_pretrained(target)
+        assert exported.config.model_type == kind and difference(model, exported, tokens) <= 1e-5
+        assert {p.name for p in target.iterdir()} == {
+            "config.json", "generation_config.json", "model.safetensors", "tokenizer.json"
+        }  # fmt: skip
+        assert (target / "tokenizer.json").read_text() == '{"version": "1.0"}'
+
+    def test_a_model_without_a_head_keeps_its_class(self, llama, tmp_path):
+        sharpened(MuLlamaModel(exported_model(llama, False).config)).save_pretrained(tmp_path / "mu")
+        assert export_folder(tmp_path / "mu", tmp_path / "out") <= 1e-5
+        assert json.loads((tmp_path / "out" / "config.json").read_text())["architectures"] == ["LlamaModel"]
+
+    def test_a_difference_writes_nothing(self, llama, tmp_path, monkeypatch):
+        exported_model(llama, False).save_pretrained(tmp_path / "mu")
+        monkeypatch.setattr(export, "_fold_attention", lambda model, stock: None)
+        with pytest.raises(
+            ConfigurationError, match="LlamaForCausalLM differs from MuLlamaForCausalLM by .* nothing was"
+        ):
+            export_folder(tmp_path / "mu", tmp_path / "out")
+        assert not (tmp_path / "out").exists()
+
+    def test_bad_input_is_named(self, llama, tmp_path, capsys):
+        def refused(*arguments):
+            assert cli.main(["export", *map(str, arguments)]) == 2
+            return capsys.readouterr().err
+
+        good, stock, empty, full = (tmp_path / n for n in ("good", "stock", "empty", "full"))
+        exported_model(llama, False).save_pretrained(good)
+        llama.stock(llama.base()).save_pretrained(stock)
+        for folder in (empty, full):
+            folder.mkdir()
+        (full / "note").write_text("mine")
+        new = ("--output", tmp_path / "new")
+        assert f"{tmp_path / 'none'} is not the folder of a saved model" in refused(tmp_path / "none", *new)
+        assert f"{empty} is not the folder of a saved model" in refused(empty, *new)
+        assert "holds a LlamaConfig, not a μP model" in refused(stock, *new)
+        assert "exists and is not an empty folder" in refused(good, "--output", full)
+        (empty / "config.json").write_text("{not json")
+        assert "is not a config that can be read" in refused(empty, *new)
+        (good / "model.safetensors").rename(good / "moved.bin")
+        assert "no .safetensors file" in refused(good, *new)
+        assert not (tmp_path / "new").exists() and (full / "note").read_text() == "mine"
+
+    def test_an_incomplete_checkpoint_is_refused(self, llama, tmp_path):
+        exported_model(llama, False).save_pretrained(tmp_path / "mu")
+        tensors = load_file(tmp_path / "mu" / "model.safetensors")
+        del tensors["model.layers.0.self_attn.q_proj.weight"]
+        save_file(tensors, tmp_path / "mu" / "model.safetensors", metadata={"format": "pt"})
+        with pytest.raises(ConfigurationError, match=r"does not load completely .*layers\.0\.self_attn\.q_proj"):
+            export_folder(tmp_path / "mu", tmp_path / "out")
+
+    def test_gpt2_has_no_granite_form(self, gpt2, tmp_path):
+        exported_model(gpt2, True).save_pretrained(tmp_path / "mu")
+        with pytest.raises(ConfigurationError, match="Granite form"):
+            export_folder(tmp_path / "mu", tmp_path / "out", "granite")
+        with pytest.raises(ConfigurationError, match="format='gguf' is unknown"):
+            export_folder(tmp_path / "mu", tmp_path / "out", "gguf")
