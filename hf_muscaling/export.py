@@ -32,7 +32,8 @@ from transformers import initialization as init
 
 from hf_muscaling import models
 from hf_muscaling.errors import ConfigurationError
-from hf_muscaling.models.base import MuConfigMixin, _matches, _stock_class
+from hf_muscaling.models.base import _matches
+from hf_muscaling.models.config import MuConfigMixin, stock_class
 from hf_muscaling.models.pretraining import pretraining_class
 
 Format = Literal["standard", "granite"]
@@ -72,7 +73,7 @@ def to_standard(model: Any) -> PreTrainedModel:
     >>> torch.allclose(model(ids).logits, stock(ids).logits, atol=1e-5)
     True
     """
-    stock = _rebuilt(model, _stock_class(type(model)), model.config.to_stock_config())
+    stock = _rebuilt(model, stock_class(type(model)), model.config.to_stock_config())
     with torch.no_grad():
         _fold_attention(model, stock)
         for name, module in _with_multiplier(model, stock):
@@ -97,9 +98,7 @@ def to_granite(model: Any) -> PreTrainedModel:
     >>> granite.config.model_type, granite.config.logits_scaling, granite.config.attention_multiplier
     ('granite', 2.0, 0.25)
     """
-    target = {"LlamaForCausalLM": GraniteForCausalLM, "LlamaModel": GraniteModel}.get(
-        _stock_class(type(model)).__name__
-    )
+    target = {"LlamaForCausalLM": GraniteForCausalLM, "LlamaModel": GraniteModel}.get(stock_class(type(model)).__name__)
     if target is None:
         raise ConfigurationError(
             f"Only MuLlamaForCausalLM and MuLlamaModel have a Granite form, got {type(model).__name__}; use "
@@ -151,7 +150,7 @@ def export_folder(folder: str | Path, output: str | Path, format: Format = "stan
     if not difference <= torch.finfo(model.dtype).eps ** 0.5 * scale:
         raise ConfigurationError(
             f"The exported {type(exported).__name__} differs from {type(model).__name__} by {difference:.2g} "
-            f"(outputs up to {scale:.2g}), so nothing was written: the μP class computes something that folding cannot express."
+            f"(outputs up to {scale:.2g}), so nothing was written: the μP class computes what folding cannot express."
         )
     exported.save_pretrained(output)
     for pattern in TOKENIZER_FILES:
@@ -252,8 +251,8 @@ def _keep_untied(model: Any, stock: Any) -> None:
     stock.all_tied_weights_keys = {k: v for k, v in stock.all_tied_weights_keys.items() if k not in names}
 
 
-def _is_tied(model: nn.Module, weight: torch.Tensor) -> bool:
-    return sum(p is weight for _, p in model.named_parameters(remove_duplicate=False)) > 1
+def _is_tied(model: nn.Module, weight: torch.Tensor | None) -> bool:
+    return weight is not None and sum(p is weight for _, p in model.named_parameters(remove_duplicate=False)) > 1
 
 
 def _multiplier(module: nn.Module) -> float | None:
@@ -272,7 +271,8 @@ def _with_multiplier(model: nn.Module, stock: nn.Module) -> list[tuple[str, nn.M
                 raise _unfoldable(name, module, f"{type(stock).__name__} has no module of that name") from error
             if _multiplier(counterpart) != _multiplier(module):
                 found.append((name, module))
-    return found
+    # A tied readout last: folding it rescales the last norm, and undoes that in the norm's other readers.
+    return sorted(found, key=lambda item: _is_tied(model, getattr(item[1], "weight", None)))
 
 
 def _unfoldable(name: str, module: nn.Module, reason: str) -> ConfigurationError:
@@ -321,10 +321,12 @@ def _fold_multiplier(model: Any, stock: Any, name: str, module: nn.Module) -> No
         if not _scaled_until_equal(stock.get_submodule(name), multiplier, inputs, module.forward(inputs)):
             raise _unfoldable(name, module, "a scaled weight does not give what the module returns")
         return
+    if module is not model.get_output_embeddings():
+        raise _unfoldable(name, module, "its weight is tied to another, which must not change")
     norm = getattr(model, "mu_last_norm", None)
-    if module is not model.get_output_embeddings() or norm is None:
+    if norm is None:
         raise _unfoldable(
-            name, module, f"its weight is tied to another, and {type(model).__name__}.mu_last_norm names no norm for it"
+            name, module, f"its weight is tied to the embedding, and {type(model).__name__}.mu_last_norm names no norm"
         )
     inputs = _probe(model.get_submodule(norm))
     expected = model.get_submodule(norm).forward(inputs) * multiplier

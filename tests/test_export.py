@@ -10,16 +10,17 @@ import torch
 import transformers
 from safetensors.torch import load_file, save_file
 from torch import nn
-from transformers.pytorch_utils import Conv1D
 
-from hf_muscaling import MuLlamaForCausalLM, MuLlamaModel, cli, export
+import hf_muscaling
+from hf_muscaling import MuLlamaForCausalLM, MuLlamaModel, cli, export, models
 from hf_muscaling.errors import ConfigurationError
 from hf_muscaling.export import export_folder, to_granite
+from hf_muscaling.models import MuBranch, MuBranchConv1D
 
 PLAIN = {"do_sample": False, "max_new_tokens": 8, "pad_token_id": 0, "eos_token_id": None}
 
 
-def sharpened(model, seed=11):
+def sharpened(model, scale=0.08, seed=11):
     """Draw every parameter anew, larger than at initialisation: no bias, query or gain hides a multiplier."""
     draw = torch.Generator().manual_seed(seed)
     with torch.no_grad():
@@ -28,19 +29,52 @@ def sharpened(model, seed=11):
             if parameter.dim() == 1:
                 parameter.copy_(0.3 * noise if name.endswith("bias") else 1 + 0.3 * noise)
             else:
-                parameter.copy_(0.15 * noise)
+                parameter.copy_(scale * noise)
     return model.eval()
 
 
-def exported_model(architecture, tied, head_factor=4, **settings):
-    """Return a model with both multipliers away from 1: τ/r = 3/2 and a head size unlike the base's."""
-    base = architecture.base(width=32, heads=8, tie_word_embeddings=tied, output_multiplier=3.0, **settings)
-    config = base.at_width(64)
-    if architecture.name == "llama":  # 16 heads of 4 become 4 heads of 16
-        config = config.replace(num_attention_heads=4, num_key_value_heads=2, head_dim=16)
-    else:
-        config = config.replace(num_attention_heads=16 // head_factor)
-    return sharpened(architecture.model(config))
+MODELS = {
+    "gpt2": (hf_muscaling.MuGPT2Config, hf_muscaling.MuGPT2LMHeadModel),
+    "llama": (hf_muscaling.MuLlamaConfig, hf_muscaling.MuLlamaForCausalLM),
+    "bert": (hf_muscaling.MuBertConfig, hf_muscaling.MuBertForMaskedLM),
+    "t5": (hf_muscaling.MuT5Config, hf_muscaling.MuT5ForConditionalGeneration),
+}
+
+
+def exported_config(kind, tied, **settings):
+    """Return a config whose multipliers are no powers of two: τ = 4 at r = 3, and heads of 12 where the base has 4."""
+    shapes = {"num_attention_heads": 8, "num_hidden_layers": 2, "hidden_size": 32}
+    if kind == "llama":
+        shapes |= {"num_key_value_heads": 4, "intermediate_size": 88, "head_dim": 4}
+    elif kind == "bert":
+        shapes |= {"intermediate_size": 128}
+    elif kind == "t5":
+        shapes |= {"d_ff": 80, "d_kv": 4, "num_decoder_layers": 2}
+    if kind != "t5":
+        shapes |= {"max_position_embeddings": 64}
+    ends = {"bos_token_id": 0, "eos_token_id": 0, "pad_token_id": 0}
+    settings = {"vocab_size": 64, "output_multiplier": 4.0, "tie_word_embeddings": tied} | ends | settings
+    config = MODELS[kind][0](**settings).replace(**shapes).at_width(96)
+    wider = {"llama": {"num_key_value_heads": 4, "head_dim": 12}, "t5": {"d_kv": 12}}.get(kind, {})
+    return config.replace(num_attention_heads=8, **wider)
+
+
+def exported_model(kind, tied, model_class=None, **settings):
+    return sharpened((model_class or MODELS[kind][1])(exported_config(kind, tied, **settings)))
+
+
+PRETRAINING = {model.__name__ for _, model in MODELS.values()}
+HEADS = sorted(n for n in models.__all__ if n.endswith("Model") or "For" in n and n not in PRETRAINING)
+
+
+def outputs(model, inputs):
+    with torch.no_grad():
+        return [x for x in model(**inputs).to_tuple() if isinstance(x, torch.Tensor)]
+
+
+@pytest.fixture(params=list(MODELS))
+def kind(request):
+    return request.param
 
 
 def inputs_of(model, tokens):
@@ -57,8 +91,8 @@ def difference(a, b, tokens):
 
 
 @pytest.fixture
-def model(architecture, tied):
-    return exported_model(architecture, tied)
+def model(kind, tied):
+    return exported_model(kind, tied)
 
 
 class TestStandard:
@@ -69,12 +103,12 @@ class TestStandard:
         assert type(stock).__module__.startswith("transformers.models.")
         assert type(stock.config).__module__.startswith("transformers.models.")
         assert not any(type(m).__module__.startswith("hf_muscaling") for m in stock.modules())
-        assert logits(model, tokens).std() > 0.3
+        assert logits(model, tokens).std() > 0.1
         assert difference(model, stock, tokens) <= 1e-5
 
-    def test_the_multipliers_matter_here(self, model, architecture, tokens):
+    def test_the_multipliers_matter_here(self, model, tokens):
         """Negative controls: each multiplier left out, the logits differ."""
-        unfolded = type(architecture.stock(model.config))(model.config.to_stock_config()).eval()
+        unfolded = type(model.to_standard())(model.config.to_stock_config()).eval()
         unfolded.load_state_dict(model.state_dict())
         assert difference(model, unfolded, tokens) > 0.1
         head_only, attention_only = copy.deepcopy(model), copy.deepcopy(model)
@@ -115,14 +149,18 @@ class TestStandard:
             if (tied and n.rpartition(".")[0] == expected) or (not tied and p is expected.weight)
         }  # fmt: skip
 
-    def test_generate_writes_the_same_tokens(self, model, tokens):
+    @pytest.mark.parametrize("kind", ["gpt2", "llama", "t5"])
+    def test_generate_writes_the_same_tokens(self, kind, tied, tokens):
+        model = sharpened(exported_model(kind, tied), scale=0.3)  # so that it does not repeat one token
         stock = model.to_standard()
         mask = torch.ones_like(tokens)
         written = stock.generate(tokens, attention_mask=mask, **PLAIN)
         assert torch.equal(written, model.generate(tokens, attention_mask=mask, **PLAIN))
-        assert written[:, -8:].unique().numel() > 4  # not one token over and over
+        assert written[:, -8:].unique().numel() > 4
 
-    def test_generation_settings_training_mode_and_frozen_weights_are_kept(self, model):
+    @pytest.mark.parametrize("kind", ["gpt2", "t5"])
+    def test_generation_settings_training_mode_and_frozen_weights_are_kept(self, kind):
+        model = exported_model(kind, True)
         model.generation_config.max_length = 77
         model.train()
         next(model.parameters()).requires_grad_(False)
@@ -132,8 +170,8 @@ class TestStandard:
         stock.generation_config.max_length = 5
         assert model.generation_config.max_length == 77
 
-    def test_attention_implementation_is_kept(self, architecture, tokens):
-        model = exported_model(architecture, True)
+    def test_attention_implementation_is_kept(self, kind, tokens):
+        model = exported_model(kind, True)
         model.set_attn_implementation("eager")
         stock = model.to_standard()
         assert stock.config._attn_implementation == "eager"
@@ -150,68 +188,63 @@ class TestStandard:
         tolerance = {torch.bfloat16: 0.1, torch.float64: 1e-12}[dtype] * logits(model, tokens).abs().max().item()
         assert difference(model, stock, tokens) <= tolerance
 
-    def test_meta(self, architecture, tied):
+    def test_meta(self, kind, tied):
         with torch.device("meta"):
-            model = architecture.model(architecture.base(tie_word_embeddings=tied).at_width(64))
+            model = MODELS[kind][1](exported_config(kind, tied))
         stock = model.to_standard()
         assert {p.device.type for p in stock.parameters()} == {"meta"}
         assert (stock.get_input_embeddings().weight is stock.get_output_embeddings().weight) is tied
 
-    def test_standard_parametrisation_changes_no_weight(self, architecture, tied):
-        config = architecture.base(parametrization="sp", tie_word_embeddings=tied).at_width(64)
-        model = architecture.model(config)
+    def test_standard_parametrisation_changes_no_weight(self, kind, tied):
+        model = exported_model(kind, tied, parametrization="sp", output_multiplier=1.0)
         stock = model.to_standard()
         assert all(torch.equal(v, stock.state_dict()[k]) for k, v in model.state_dict().items())
 
-    def test_plain_transformers_in_another_process(self, architecture, tokens, tmp_path):
-        """Saved, then loaded by a process that never imports this package; it prints what it loaded."""
-        cases = {}
-        for tied in (True, False):
-            model = exported_model(architecture, tied)
-            model.to_standard().save_pretrained(tmp_path / str(tied))
-            cases[str(tied)] = model
+    def test_plain_transformers_in_another_process(self, tokens, tmp_path):
+        """Saved, then loaded by a process that never imports this package; it writes the logits it found."""
+        saved = {f"{kind}-{tied}": exported_model(kind, tied) for kind in MODELS for tied in (True, False)}
+        for name, model in saved.items():
+            model.to_standard().save_pretrained(tmp_path / name)
         torch.save(tokens, tmp_path / "tokens.pt")
         program = """
 import sys, torch
 from pathlib import Path
-from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForMaskedLM, AutoModelForSeq2SeqLM
-root = Path(sys.argv[1])
-tokens = torch.load(root / "tokens.pt")
-for case in ("True", "False"):
-    kind = AutoConfig.from_pretrained(root / case).model_type
-    auto = {"bert": AutoModelForMaskedLM, "t5": AutoModelForSeq2SeqLM}.get(kind, AutoModelForCausalLM)
-    model, info = auto.from_pretrained(root / case, output_loading_info=True)
+from transformers import AutoModelForCausalLM, AutoModelForMaskedLM, AutoModelForSeq2SeqLM
+for folder in sorted(p for p in Path(sys.argv[1]).iterdir() if p.is_dir()):
+    auto = {"bert": AutoModelForMaskedLM, "t5": AutoModelForSeq2SeqLM}.get(folder.name.split("-")[0], AutoModelForCausalLM)
+    model, info = auto.from_pretrained(folder, output_loading_info=True)
     assert not any(info[k] for k in ("missing_keys", "unexpected_keys", "mismatched_keys")), info
+    tokens = torch.load(folder.parent / "tokens.pt")
     more = {"decoder_input_ids": tokens[:, :9]} if model.config.is_encoder_decoder else {}
     with torch.no_grad():
-        torch.save(model.eval()(tokens, **more).logits, root / f"{case}.pt")
+        torch.save(model.eval()(tokens, **more).logits, f"{folder}.pt")
 assert not any(name.startswith("hf_muscaling") for name in sys.modules)
-"""
+"""  # noqa: E501
         subprocess.run([sys.executable, "-c", program, str(tmp_path)], check=True, capture_output=True, text=True)
-        for tied, model in cases.items():
-            assert (torch.load(tmp_path / f"{tied}.pt") - logits(model, tokens)).abs().max() <= 1e-5
-            written = json.loads((tmp_path / tied / "config.json").read_text())
-            assert written["model_type"] == architecture.name
+        for name, model in saved.items():
+            assert (torch.load(tmp_path / f"{name}.pt") - logits(model, tokens)).abs().max() <= 1e-5
+            written = json.loads((tmp_path / name / "config.json").read_text())
+            assert written["model_type"] == name.partition("-")[0]
             assert not any("mup" in key or key in ("parametrization", "output_multiplier") for key in written)
-            assert {p.suffix for p in (tmp_path / tied).iterdir()} == {".json", ".safetensors"}
+            assert {p.suffix for p in (tmp_path / name).iterdir()} == {".json", ".safetensors"}
 
 
 class TestVariants:
     """Options of single architectures."""
 
-    def test_llama_biases_are_folded_too(self, llama, tokens):
-        model = exported_model(llama, True, attention_bias=True, mlp_bias=True)
+    def test_llama_biases_are_folded_too(self, tokens):
+        model = exported_model("llama", True, attention_bias=True, mlp_bias=True)
         assert difference(model, model.to_standard(), tokens) <= 1e-5
 
-    def test_gpt2_per_layer_scaling(self, gpt2, tokens):
-        model = exported_model(gpt2, True, scale_attn_by_inverse_layer_idx=True)
+    def test_gpt2_per_layer_scaling(self, tokens):
+        model = exported_model("gpt2", True, scale_attn_by_inverse_layer_idx=True)
         assert difference(model, model.to_standard(), tokens) <= 1e-5
 
-    def test_gpt2_cross_attention(self, gpt2, tokens):
-        model = exported_model(gpt2, False, add_cross_attention=True)
-        assert model.transformer.h[0].crossattention.scaling == 0.5 / 4
+    def test_gpt2_cross_attention(self, tokens):
+        model = exported_model("gpt2", False, add_cross_attention=True)
+        assert model.transformer.h[0].crossattention.scaling == pytest.approx(0.5 * 4 / 12)
         stock = model.to_standard()
-        memory = torch.randn(4, 7, 64, generator=torch.Generator().manual_seed(0))
+        memory = torch.randn(4, 7, 96, generator=torch.Generator().manual_seed(0))
         with torch.no_grad():
             ours = model(tokens, encoder_hidden_states=memory).logits
             theirs = stock(tokens, encoder_hidden_states=memory).logits
@@ -221,36 +254,51 @@ class TestVariants:
             wrong = forgotten(tokens, encoder_hidden_states=memory).logits
         assert (ours - theirs).abs().max() <= 1e-5 < 1e-3 < (ours - wrong).abs().max()
 
-    def test_a_model_without_a_head(self, llama, tokens):
-        config = exported_model(llama, False).config
-        bare = sharpened(MuLlamaModel(config))
-        stock = bare.to_standard()
-        assert type(stock) is transformers.LlamaModel
+    def test_residual_branches_of_the_depth_table(self, kind, tied, tokens):
+        settings = {"mlp_bias": True} if kind == "llama" else {}
+        config = exported_config(kind, tied, depth_parametrization="completep", **settings)
+        config = config.replace(**dict.fromkeys(config.mu_depth_fields, 3))
+        model = sharpened(MODELS[kind][1](config))
+        branches = [m for m in model.modules() if isinstance(m, (MuBranch, MuBranchConv1D))]
+        assert branches and {m.multiplier for m in branches} == {2 / 3}
+        stock = model.to_standard()
+        assert difference(model, stock, tokens) <= 1e-5
         with torch.no_grad():
-            ours, theirs = bare(tokens).last_hidden_state, stock(tokens).last_hidden_state
-        assert (ours - theirs).abs().max() <= 1e-5
+            for module in branches:
+                module.multiplier = 1.0
+        assert difference(model, stock, tokens) > 1e-2
 
-    def test_after_a_resize(self, architecture, tied, tokens):
-        model = exported_model(architecture, tied)
+    @pytest.mark.parametrize("name", HEADS)
+    def test_other_heads(self, name, tokens):
+        kind = {"MuGP": "gpt2", "MuLl": "llama", "MuBe": "bert", "MuT5": "t5"}[name[:4]]
+        model = exported_model(kind, True, getattr(models, name), num_labels=5)
+        stock = model.to_standard()
+        assert type(stock).__name__ == name.removeprefix("Mu")
+        tokens = torch.cat([tokens.clamp(min=1), torch.zeros_like(tokens[:, :1])], 1)  # T5's classifier reads at eos
+        needs_decoder = kind == "t5" and name == "MuT5Model"
+        inputs = {"input_ids": tokens} | ({"decoder_input_ids": tokens} if needs_decoder else {})
+        pairs = outputs(model, inputs), outputs(stock, inputs)
+        assert len(pairs[0]) == len(pairs[1]) >= 1
+        for ours, theirs in zip(*pairs, strict=True):
+            assert (ours - theirs).abs().max() <= 1e-5
+        unfolded = type(stock)(stock.config).eval()
+        unfolded.load_state_dict(model.state_dict())
+        assert max((a - b).abs().max() for a, b in zip(pairs[0], outputs(unfolded, inputs), strict=True)) > 1e-2
+
+    def test_after_a_resize(self, kind, tied, tokens):
+        model = exported_model(kind, tied)
         model.resize_token_embeddings(80)
         stock = model.to_standard()
         assert stock.config.vocab_size == 80 and difference(model, stock, tokens) <= 1e-5
 
 
 class ScaledLinear(nn.Linear):
-    """A residual branch's last projection: its whole output times a multiplier, bias included."""
+    """A layer whose whole output is multiplied, bias included."""
 
     multiplier = 0.25
 
     def forward(self, input):
         return super().forward(input) * self.multiplier
-
-
-class ScaledConv1D(Conv1D):
-    multiplier = 0.25
-
-    def forward(self, x):
-        return super().forward(x) * self.multiplier
 
 
 class ScaledEmbedding(nn.Embedding):
@@ -279,37 +327,29 @@ def recast(module, cls):
 class TestAnyMultiplier:
     """A module with a multiplier is folded into its own weight if that gives what it returns, else it is named."""
 
-    def test_residual_branches(self, architecture, tied, tokens):
-        model = exported_model(architecture, tied, **({"mlp_bias": True} if architecture.name == "llama" else {}))
-        plain = copy.deepcopy(model)
-        for name, module in list(model.named_modules()):
-            if name.endswith(("o_proj", "down_proj", "c_proj")):
-                recast(module, ScaledConv1D if isinstance(module, Conv1D) else ScaledLinear)
-        assert difference(model, plain, tokens) > 0.1
-        assert difference(model, model.to_standard(), tokens) <= 1e-5
+    @pytest.mark.parametrize("kind", ["gpt2", "bert", "t5"])
+    def test_a_tied_embedding_is_refused(self, kind):
+        model = exported_model(kind, True)
+        recast(model.get_input_embeddings(), ScaledEmbedding)
+        with pytest.raises(ConfigurationError, match=r"multiplier 4 of .*(wte|word_embeddings|shared) .* is tied"):
+            model.to_standard()
 
-    def test_an_untied_embedding(self, llama, tokens):
-        model = exported_model(llama, False)
+    def test_an_untied_embedding(self, tokens):
+        model = exported_model("llama", False)
         recast(model.model.embed_tokens, ScaledEmbedding)
         assert difference(model, model.to_standard(), tokens) <= 1e-5
 
-    def test_a_tied_embedding_is_refused(self, architecture):
-        model = exported_model(architecture, True)
-        recast(model.get_input_embeddings(), ScaledEmbedding)
-        with pytest.raises(ConfigurationError, match=r"multiplier 4 of .*(wte|embed).* is tied"):
-            model.to_standard()
-
     @pytest.mark.parametrize("where", ["gate_proj", "act_fn"])
-    def test_what_no_weight_can_take_is_named(self, llama, where):
-        model = exported_model(llama, False)
+    def test_what_no_weight_can_take_is_named(self, where):
+        model = exported_model("llama", False)
         mlp = model.model.layers[1].mlp
         setattr(mlp, where, Weightless() if where == "act_fn" else recast(getattr(mlp, where), Shifted))
         reason = "has no weight" if where == "act_fn" else "does not give"
         with pytest.raises(ConfigurationError, match=rf"0\.25 of model\.layers\.1\.mlp\.{where} .*{reason}"):
             model.to_standard()
 
-    def test_what_stock_lacks_is_named(self, llama):
-        model = exported_model(llama, False)
+    def test_what_stock_lacks_is_named(self):
+        model = exported_model("llama", False)
         model.model.extra = Weightless()
         with pytest.raises(ConfigurationError, match=r"0\.25 of model\.extra .*LlamaForCausalLM has no module"):
             model.to_standard()
@@ -317,22 +357,22 @@ class TestAnyMultiplier:
         with pytest.raises(ConfigurationError, match=r"model\.extra\.bias is in only one of MuLlamaForCausalLM"):
             model.to_standard()
 
-    def test_a_norm_that_does_not_scale_with_its_weight(self, llama):
+    def test_a_norm_that_does_not_scale_with_its_weight(self):
         class OffsetNorm(nn.LayerNorm):  # as Gemma's, 1 + weight
             def forward(self, input):
                 return torch.rms_norm(input, self.normalized_shape) * (1 + self.weight)
 
-        model = exported_model(llama, True)
-        norm = OffsetNorm(64, bias=False)
+        model = exported_model("llama", True)
+        norm = OffsetNorm(96, bias=False)
         model.model.norm = norm
         with pytest.raises(ConfigurationError, match=r"lm_head .* model\.norm does not scale"):
             model.to_standard()
 
-    def test_queries_that_no_pattern_names(self, llama):
+    def test_queries_that_no_pattern_names(self):
         class Forgetful(MuLlamaForCausalLM):
             mu_query = {}
 
-        model = exported_model(llama, True)
+        model = exported_model("llama", True)
         model.__class__ = Forgetful
         with pytest.raises(ConfigurationError, match=r"model\.layers\.0\.self_attn scales attention .* 0 of its"):
             model.to_standard()
@@ -341,12 +381,13 @@ class TestAnyMultiplier:
 class TestGranite:
     """A μP Llama is a Granite config: no weight changes."""
 
-    def test_logits_and_weights(self, llama, tied, tokens, tmp_path):
-        model = exported_model(llama, tied, attention_bias=True)
+    def test_logits_and_weights(self, tied, tokens, tmp_path):
+        model = exported_model("llama", tied, attention_bias=True)
         granite = model.to_granite()
         assert type(granite) is transformers.GraniteForCausalLM
         assert all(torch.equal(v, granite.state_dict()[k]) for k, v in model.state_dict().items())
-        assert granite.config.attention_multiplier == 0.25 * 0.5 and granite.config.logits_scaling == 2 / 3
+        assert granite.config.attention_multiplier == pytest.approx(0.5 * 4 / 12)  # 1/d, equal to 1/√4 at d = 4
+        assert granite.config.logits_scaling == pytest.approx(3 / 4)
         assert difference(model, granite, tokens) <= 1e-5
         granite.save_pretrained(tmp_path)
         again, info = transformers.AutoModelForCausalLM.from_pretrained(tmp_path, output_loading_info=True)
@@ -359,43 +400,42 @@ class TestGranite:
         )
 
     @pytest.mark.parametrize("field", ["attention_multiplier", "logits_scaling"])
-    def test_each_field_matters(self, llama, tokens, field):
-        model = exported_model(llama, True)
+    def test_each_field_matters(self, tokens, field):
+        model = exported_model("llama", True)
         granite = model.to_granite()
         setattr(granite.config, field, 1.0)
         other = transformers.GraniteForCausalLM(granite.config).eval()
         other.load_state_dict(granite.state_dict())
         assert difference(model, other, tokens) > 1e-2
 
-    def test_residual_multiplier(self, llama, tokens):
-        model = exported_model(llama, False, mlp_bias=True)
-        for name, module in list(model.named_modules()):
-            if name.endswith(("o_proj", "down_proj")):
-                recast(module, ScaledLinear)
+    def test_residual_multiplier(self, tokens):
+        config = exported_config("llama", False, mlp_bias=True, depth_parametrization="completep")
+        model = sharpened(MuLlamaForCausalLM(config.replace(num_hidden_layers=4)))
         granite = model.to_granite()
-        assert granite.config.residual_multiplier == 0.25
+        assert granite.config.residual_multiplier == 0.5
+        assert all(torch.equal(v, granite.state_dict()[k]) for k, v in model.state_dict().items())
         assert difference(model, granite, tokens) <= 1e-5
-        recast(model.model.layers[0].mlp.down_proj, nn.Linear)  # now they differ: folded instead
+        model.model.layers[0].mlp.down_proj.multiplier = 0.25  # now they differ: folded instead
         granite = model.to_granite()
         assert granite.config.residual_multiplier == 1.0
         assert difference(model, granite, tokens) <= 1e-5
 
-    def test_without_a_head(self, llama, tokens):
-        bare = sharpened(MuLlamaModel(exported_model(llama, False).config))
+    def test_without_a_head(self, tokens):
+        bare = exported_model("llama", False, MuLlamaModel)
         with torch.no_grad():
             ours, theirs = bare(tokens).last_hidden_state, bare.to_granite()(tokens).last_hidden_state
         assert (ours - theirs).abs().max() <= 1e-5
 
-    def test_only_llama(self, gpt2):
-        model = gpt2.model(gpt2.base())
+    def test_only_llama(self):
+        model = exported_model("gpt2", True)
         assert not hasattr(model, "to_granite")
         with pytest.raises(ConfigurationError, match="got MuGPT2LMHeadModel; use to_standard"):
             to_granite(model)
 
-    def test_scalings_that_differ_between_layers(self, llama):
-        model = exported_model(llama, True)
+    def test_scalings_that_differ_between_layers(self):
+        model = exported_model("llama", True)
         model.model.layers[0].self_attn.scaling = 0.3
-        with pytest.raises(ConfigurationError, match=r"one attention_multiplier .* has \[0\.125, 0\.3\]"):
+        with pytest.raises(ConfigurationError, match=r"one attention_multiplier .* has \[0\.16\d+, 0\.3\]"):
             model.to_granite()
 
 
@@ -403,9 +443,9 @@ class TestCommand:
     """`muscaling export FOLDER --output DIR`."""
 
     @pytest.mark.parametrize("form, kind", [("standard", "llama"), ("granite", "granite")])
-    def test_exports_model_and_tokenizer(self, llama, tied, tokens, tmp_path, capsys, form, kind):
+    def test_exports_model_and_tokenizer(self, tied, tokens, tmp_path, capsys, form, kind):
         source, target = tmp_path / "mu", tmp_path / "out" / "stock"
-        model = exported_model(llama, tied)
+        model = exported_model("llama", tied)
         model.save_pretrained(source)
         (source / "tokenizer.json").write_text('{"version": "1.0"}')
         (source / "optimizer.pt").write_text("a pickle that stays behind")
@@ -418,13 +458,13 @@ class TestCommand:
         }  # fmt: skip
         assert (target / "tokenizer.json").read_text() == '{"version": "1.0"}'
 
-    def test_a_model_without_a_head_keeps_its_class(self, llama, tmp_path):
-        sharpened(MuLlamaModel(exported_model(llama, False).config)).save_pretrained(tmp_path / "mu")
+    def test_a_model_without_a_head_keeps_its_class(self, tmp_path):
+        exported_model("llama", False, MuLlamaModel).save_pretrained(tmp_path / "mu")
         assert export_folder(tmp_path / "mu", tmp_path / "out") <= 1e-5
         assert json.loads((tmp_path / "out" / "config.json").read_text())["architectures"] == ["LlamaModel"]
 
-    def test_a_difference_writes_nothing(self, llama, tmp_path, monkeypatch):
-        exported_model(llama, False).save_pretrained(tmp_path / "mu")
+    def test_a_difference_writes_nothing(self, tmp_path, monkeypatch):
+        exported_model("llama", False).save_pretrained(tmp_path / "mu")
         monkeypatch.setattr(export, "_fold_attention", lambda model, stock: None)
         with pytest.raises(
             ConfigurationError, match="LlamaForCausalLM differs from MuLlamaForCausalLM by .* nothing was"
@@ -432,14 +472,14 @@ class TestCommand:
             export_folder(tmp_path / "mu", tmp_path / "out")
         assert not (tmp_path / "out").exists()
 
-    def test_bad_input_is_named(self, llama, tmp_path, capsys):
+    def test_bad_input_is_named(self, tmp_path, capsys):
         def refused(*arguments):
             assert cli.main(["export", *map(str, arguments)]) == 2
             return capsys.readouterr().err
 
         good, stock, empty, full = (tmp_path / n for n in ("good", "stock", "empty", "full"))
-        exported_model(llama, False).save_pretrained(good)
-        llama.stock(llama.base()).save_pretrained(stock)
+        exported_model("llama", False).save_pretrained(good)
+        exported_model("llama", False).to_standard().save_pretrained(stock)
         for folder in (empty, full):
             folder.mkdir()
         (full / "note").write_text("mine")
@@ -454,16 +494,16 @@ class TestCommand:
         assert "no .safetensors file" in refused(good, *new)
         assert not (tmp_path / "new").exists() and (full / "note").read_text() == "mine"
 
-    def test_an_incomplete_checkpoint_is_refused(self, llama, tmp_path):
-        exported_model(llama, False).save_pretrained(tmp_path / "mu")
+    def test_an_incomplete_checkpoint_is_refused(self, tmp_path):
+        exported_model("llama", False).save_pretrained(tmp_path / "mu")
         tensors = load_file(tmp_path / "mu" / "model.safetensors")
         del tensors["model.layers.0.self_attn.q_proj.weight"]
         save_file(tensors, tmp_path / "mu" / "model.safetensors", metadata={"format": "pt"})
         with pytest.raises(ConfigurationError, match=r"does not load completely .*layers\.0\.self_attn\.q_proj"):
             export_folder(tmp_path / "mu", tmp_path / "out")
 
-    def test_gpt2_has_no_granite_form(self, gpt2, tmp_path):
-        exported_model(gpt2, True).save_pretrained(tmp_path / "mu")
+    def test_gpt2_has_no_granite_form(self, tmp_path):
+        exported_model("gpt2", True).save_pretrained(tmp_path / "mu")
         with pytest.raises(ConfigurationError, match="Granite form"):
             export_folder(tmp_path / "mu", tmp_path / "out", "granite")
         with pytest.raises(ConfigurationError, match="format='gguf' is unknown"):
