@@ -165,7 +165,7 @@ def _load(folder: Path) -> Any:
     if not (folder / "config.json").is_file():
         raise ConfigurationError(f"{folder} is not the folder of a saved model: it has no config.json; check the path.")
     try:
-        config: Any = AutoConfig.from_pretrained(folder)
+        config = AutoConfig.from_pretrained(folder)
     except (ValueError, KeyError, OSError) as error:
         raise ConfigurationError(f"{folder}/config.json is not a config that can be read: {error}") from error
     if not isinstance(config, MuConfigMixin):
@@ -174,9 +174,9 @@ def _load(folder: Path) -> Any:
         )
     if not any(folder.glob("*.safetensors")):
         raise ConfigurationError(f"{folder} has no .safetensors file; save the model again with save_pretrained.")
-    name = (config.architectures or [None])[0]
-    cls = getattr(models, name, None) if name else None
-    model, info = (cls or pretraining_class(config)).from_pretrained(
+    name = next(iter(getattr(config, "architectures", None) or ()), None)  # the class that saved it
+    cls: Any = getattr(models, name or "", None) or pretraining_class(config)
+    model, info = cls.from_pretrained(
         folder, use_safetensors=True, output_loading_info=True
     )
     wrong = {k: sorted(v) for k, v in info.items() if k in ("missing_keys", "unexpected_keys", "mismatched_keys") and v}
