@@ -54,8 +54,9 @@ def to_standard(model: Any) -> PreTrainedModel:
     generation settings are the μP model's, which is left untouched. Training it further under μP's learning rates
     is not what it is for: the table of ratios stays with the μP model.
 
-    An untied T5 head has no stock config of its own (`T5Config` ties whatever it is told); the model and its saved
-    folder still hold both tensors, and transformers, finding two different ones, does not tie them on loading.
+    An untied T5 head has no stock config of its own (`T5Config`, `MT5Config` and `UMT5Config` tie whatever they are told).
+    The model and its saved folder still hold both tensors, and transformers, on loading two that differ, warns and does
+    not tie them; only `tie_weights()` or `resize_token_embeddings()` on the *loaded* stock model would.
 
     Raises ConfigurationError naming the module whose multiplier no weight can take, or a parameter that is sharded or
     quantised. Source: transformers' modules and Table 8 of Tensor Programs V (Yang et al. 2022), which moves a
@@ -168,7 +169,8 @@ def _load(folder: Path) -> Any:
         config = AutoConfig.from_pretrained(folder)
     except (ValueError, KeyError, OSError) as error:
         raise ConfigurationError(f"{folder}/config.json is not a config that can be read: {error}") from error
-    if not isinstance(config, MuConfigMixin):
+    is_mu = isinstance(config, MuConfigMixin)
+    if not is_mu:
         raise ConfigurationError(
             f"{folder} holds a {type(config).__name__}, not a μP model of this package: there is nothing to fold."
         )
@@ -176,9 +178,7 @@ def _load(folder: Path) -> Any:
         raise ConfigurationError(f"{folder} has no .safetensors file; save the model again with save_pretrained.")
     name = next(iter(getattr(config, "architectures", None) or ()), None)  # the class that saved it
     cls: Any = getattr(models, name or "", None) or pretraining_class(config)
-    model, info = cls.from_pretrained(
-        folder, use_safetensors=True, output_loading_info=True
-    )
+    model, info = cls.from_pretrained(folder, use_safetensors=True, output_loading_info=True)
     wrong = {k: sorted(v) for k, v in info.items() if k in ("missing_keys", "unexpected_keys", "mismatched_keys") and v}
     if wrong or (name and type(model).__name__ != name):
         raise ConfigurationError(
