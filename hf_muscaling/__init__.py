@@ -34,6 +34,7 @@ _HOME = {
         "MuT5ForSequenceClassification",
         "MuT5Model",
     ),
+    "base_shapes": ("config_with_base_shapes", "read_base_shapes", "write_base_shapes"),
     "optim": ("MuAdamW", "MuSGD", "mu_param_groups"),
     "checks.coordinate": ("coordinate_check",),
     "checks.coordinates": ("CoordinateCheck",),
@@ -62,6 +63,7 @@ def __dir__() -> list[str]:
 
 
 if TYPE_CHECKING:
+    from hf_muscaling.base_shapes import config_with_base_shapes, read_base_shapes, write_base_shapes
     from hf_muscaling.checks.coordinate import coordinate_check
     from hf_muscaling.checks.coordinates import CoordinateCheck
     from hf_muscaling.counting import count_parameters, training_flops

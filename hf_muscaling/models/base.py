@@ -150,6 +150,12 @@ class MuModelMixin:
         self._install_readouts()
         return embeddings
 
+    def to_standard(self) -> PreTrainedModel:
+        """Return the stock model with the same outputs, every multiplier folded in; see `hf_muscaling.export`."""
+        from hf_muscaling.export import to_standard
+
+        return to_standard(self)
+
     @torch.no_grad()
     def initialize_weights(self) -> None:
         """Initialise as the stock class does, then give each new tensor the spread that its role's rule asks for.

@@ -63,6 +63,7 @@ class _MuBert(MuModelMixin):
     }
     mu_query = {"*.self.query.weight": (0, 1)}
     mu_branches = ("*.layer.*.output.dense",)
+    mu_last_norm = "cls.predictions.transform.LayerNorm"
 
     def get_expanded_tied_weights_keys(self, all_submodels: bool = False) -> dict[str, str]:
         """Return the ties; the decoder's bias is one parameter also where its weight is untied.

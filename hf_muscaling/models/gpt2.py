@@ -64,8 +64,9 @@ class _MuGPT2(MuModelMixin):
         "classifier.weight": "readout",
         "classifier.bias": "finite",
     }
-    mu_query = {"*attn.c_attn.weight": (1, 3)}
+    mu_query = {"*attn.c_attn.weight": (1, 3), "*crossattention.q_attn.weight": (1, 1)}
     mu_branches = ("*.c_proj",)
+    mu_last_norm = "transformer.ln_f"
 
     def stock_init_ratio(self, name: str, scale: ParameterScale) -> float:
         """Return GPT-2's 1/√(2·layers) on the residual projections relative to base depth; 1 elsewhere."""

@@ -52,6 +52,13 @@ class _MuLlama(MuModelMixin):
     }
     mu_query = {"*self_attn.q_proj.weight": (0, 1)}
     mu_branches = ("*self_attn.o_proj", "*mlp.down_proj")
+    mu_last_norm = "model.norm"
+
+    def to_granite(self):
+        """Return the same model as Granite, the multipliers in its config; see `hf_muscaling.export.to_granite`."""
+        from hf_muscaling.export import to_granite
+
+        return to_granite(self)
 
 
 class MuLlamaModel(_MuLlama, LlamaModel):

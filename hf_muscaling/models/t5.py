@@ -69,6 +69,7 @@ class _MuT5(MuModelMixin):
     }
     mu_query = {"*Attention.q.weight": (0, 1)}
     mu_branches = ("*Attention.o", "*DenseReluDense.wo")
+    mu_last_norm = "decoder.final_layer_norm"
 
     def stock_init_ratio(self, name: str, scale: ParameterScale) -> float:
         """Return T5's own fan-in factor: 1/√fan-in for matrices and 1/√d_model for position biases and classifiers."""
