@@ -54,8 +54,9 @@ def to_standard(model: Any) -> PreTrainedModel:
     generation settings are the μP model's, which is left untouched. Training it further under μP's learning rates
     is not what it is for: the table of ratios stays with the μP model.
 
-    An untied T5 head has no stock config of its own (`T5Config` and its like tie whatever they are told). The model and its saved folder still hold both tensors, and transformers, on loading two that differ, warns and does
-    not tie them; only `tie_weights()` or `resize_token_embeddings()` on the *loaded* stock model would.
+    An untied T5 head has no stock config of its own (`T5Config` and its like tie whatever they are told). The model
+    and its saved folder still hold both tensors, and transformers, on loading two that differ, warns and does not tie
+    them; only `tie_weights()` or `resize_token_embeddings()` on the *loaded* stock model would.
 
     Raises ConfigurationError naming the module whose multiplier no weight can take, or a parameter that is sharded or
     quantised. Source: transformers' modules and Table 8 of Tensor Programs V (Yang et al. 2022), which moves a
