@@ -202,7 +202,7 @@ def _output_difference(model: Any, exported: Any) -> tuple[float, float]:
 
 
 def _rebuilt(model: Any, target: type, config: PreTrainedConfig) -> PreTrainedModel:
-    """Return a model of class `target` that holds copies of all parameters and buffers, tied as in `model`."""
+    """Return a model of class `target` that holds copies of all parameters and buffers."""
     parameters = dict(model.named_parameters(remove_duplicate=False))
     for name, parameter in parameters.items():
         if isinstance(parameter, DTensor):
@@ -216,17 +216,22 @@ def _rebuilt(model: Any, target: type, config: PreTrainedConfig) -> PreTrainedMo
     config.dtype = model.dtype
     with init.no_init_weights(), torch.device(model.device):  # every tensor is overwritten below
         stock = target(config)
-    unmatched = set(parameters) ^ {name for name, _ in stock.named_parameters(remove_duplicate=False)}
+    stock.tie_weights()
+    counterparts = dict(stock.named_parameters(remove_duplicate=False))
+    unmatched = set(parameters) ^ set(counterparts)
     if unmatched:
         raise ConfigurationError(
             f"Parameter {min(unmatched)} is in only one of {type(model).__name__} and {target.__name__}: "
             "only a model with the stock class's own parameters can be exported; remove what was added."
         )
-    copies: dict[int, nn.Parameter] = {}
+    # One copy a weight that is tied in both: MuBert ties two biases that an untied stock BERT saves apart, and T5 ties
+    # a head that MuT5 may keep apart.
+    copies: dict[tuple[int, int], nn.Parameter] = {}
     for name, parameter in parameters.items():
-        if id(parameter) not in copies:  # a tied weight has several names and one copy
-            copies[id(parameter)] = nn.Parameter(parameter.detach().clone(), parameter.requires_grad)
-        _set(stock, name, copies[id(parameter)])
+        key = id(parameter), id(counterparts[name])
+        if key not in copies:
+            copies[key] = nn.Parameter(parameter.detach().clone(), parameter.requires_grad)
+        _set(stock, name, copies[key])
     for name, buffer in model.named_buffers():  # rotary frequencies, which a cast may have rounded
         _set(stock, name, buffer.detach().clone())
     _keep_untied(model, stock)
