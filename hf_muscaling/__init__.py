@@ -37,6 +37,7 @@ _HOME = {
     "optim": ("MuAdamW", "MuSGD", "mu_param_groups"),
     "checks.coordinate": ("coordinate_check",),
     "checks.coordinates": ("CoordinateCheck",),
+    "checks.transfer": ("TransferCheck", "transfer_check"),
     "counting": ("count_parameters", "training_flops"),
     "trainer": ("MuTrainer", "MuTrainingArguments"),
     "series": ("train_series",),
@@ -64,6 +65,7 @@ def __dir__() -> list[str]:
 if TYPE_CHECKING:
     from hf_muscaling.checks.coordinate import coordinate_check
     from hf_muscaling.checks.coordinates import CoordinateCheck
+    from hf_muscaling.checks.transfer import TransferCheck, transfer_check
     from hf_muscaling.counting import count_parameters, training_flops
     from hf_muscaling.data import DataConfig, prepare_data
     from hf_muscaling.laws import ChinchillaLaw, PowerLaw, ScalingLaw

@@ -36,7 +36,7 @@ def coord_check(arguments: Sequence[str] | None = None) -> int:
 
 
 def guarded(job: Callable[[], int | None]) -> int:
-    """Run a job; its status is 0 unless it says otherwise, and 2 for an error the user can act on, told in a paragraph."""
+    """Run a job and return its status, 0 unless it says otherwise; an error the user can act on is a paragraph, 2."""
     try:
         return job() or 0
     except MuScalingError as error:
