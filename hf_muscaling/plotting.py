@@ -122,7 +122,7 @@ def plot_law(
 def plot_transfer(losses: dict[str, dict[int, dict[float, float]]], title: str) -> Figure:
     """Draw held-out loss over learning rate for each width, a panel each parametrisation, the optimum of each marked.
 
-    `losses[panel][width][lr]` is in nats per token; NaN marks a diverged run.
+    `losses[panel][width][lr]` is in nats per target; a loss that is not finite marks a diverged run.
     """
     figure = Figure(figsize=(5.4 * len(losses), 4.4))
     panels = figure.subplots(1, len(losses), sharey=True, squeeze=False)[0]
@@ -130,8 +130,9 @@ def plot_transfer(losses: dict[str, dict[int, dict[float, float]]], title: str) 
         for colour, (width, row) in zip(COLOURS, sorted(widths.items()), strict=False):
             rates = sorted(lr for lr, loss in row.items() if np.isfinite(loss))
             axes.plot(rates, [row[lr] for lr in rates], "o-", ms=3, color=colour, label=f"width {width}")
-            best = min(rates, key=row.__getitem__)
-            axes.plot(best, row[best], "*", ms=15, color=colour)
+            if rates:
+                best = min(rates, key=row.__getitem__)
+                axes.plot(best, row[best], "*", ms=15, color=colour)
         axes.set(xscale="log", xlabel="learning rate at base width", title=name)
         axes.legend(frameon=False, title="star: optimum")
         axes.grid(alpha=0.25)
@@ -152,7 +153,7 @@ def plot_coordinates(check: "CoordinateCheck") -> Figure:
     measured = [m for m in (check.mup, check.control) if m is not None]
     steps = sorted({1, check.step, check.mup.steps})
     figure = Figure(figsize=(3.6 * (1 + len(steps)), 3.4 * len(measured)), layout="constrained")
-    rows = figure.subplots(len(measured), 1 + len(steps), sharex=True, squeeze=False)
+    rows = figure.subplots(len(measured), 1 + len(steps), sharex=True, sharey="col", squeeze=False)
     names = {"mup": "μP", "sp": "standard parametrisation"}
     for row, coordinates in zip(rows, measured, strict=True):
         tables = [("at initialisation", coordinates.initial)]

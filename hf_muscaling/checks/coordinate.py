@@ -167,7 +167,8 @@ def _measure(configs, seeds, steps, learning_rate, batch, model_class, optimizer
             make = model_class or pretraining_class(config)
             for seed in range(seeds):
                 torch.manual_seed(seed)
-                model = getattr(make, "from_config", make)(copy.deepcopy(config)).to(device)
+                build: Callable = getattr(make, "from_config", make)
+                model = build(copy.deepcopy(config)).to(device)
                 runs.append(_train(model, optimizer(model, learning_rate), batch, steps))
 
     def joined(table: str) -> dict[str, np.ndarray]:
