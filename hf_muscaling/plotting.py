@@ -16,6 +16,7 @@ from hf_muscaling.runs import Run
 
 if TYPE_CHECKING:
     from hf_muscaling.checks.coordinates import CoordinateCheck
+    from hf_muscaling.checks.depth import DepthCheck
     from hf_muscaling.laws.base import Prediction, ScalingLaw
 
 COLOURS = ("#1b6ca8", "#d1495b", "#3a7d44", "#8d5a97", "#c77d0a", "#4a4e69", "#00867d", "#9c3d1e")
@@ -178,6 +179,26 @@ def plot_coordinates(check: "CoordinateCheck") -> Figure:
     figure.legend(*rows[0][0].get_legend_handles_labels(), loc="outside lower center", ncols=len(KINDS), frameon=False)
     verdict = "passed" if check.passed else "failed"
     figure.suptitle(f"Coordinate check of {check.model}, {verdict}: a line a module, flat is right")
+    return figure
+
+
+def plot_depth(check: "DepthCheck") -> Figure:
+    """Draw the sizes of a depth check's changes over the number of layers, the control beside them."""
+    panels = [("CompleteP", check.changes)]
+    panels += [("no depth parametrisation", check.control_changes)] if check.control_changes else []
+    figure = Figure(figsize=(4.4 * len(panels), 3.8), layout="constrained")
+    rows = figure.subplots(1, len(panels), sharex=True, sharey=True, squeeze=False)[0]
+    for axes, (title, table) in zip(rows, panels, strict=True):
+        for (name, sizes), colour in zip(table.items(), (f"C{k}" for k in range(10)), strict=False):
+            axes.plot(check.depths, np.exp(np.log(sizes).mean(-1)), "o-", ms=4, color=colour, label=name)
+        axes.set(xscale="log", yscale="log", title=title, xlabel="layers")
+        axes.set_xticks(check.depths, [str(d) for d in check.depths])
+        axes.xaxis.set_minor_formatter(NullFormatter())
+        axes.grid(alpha=0.25)
+    rows[0].set_ylabel(f"RMS of the change after step {check.step}")
+    rows[0].legend(frameon=False, fontsize=8)
+    verdict = "passed" if check.passed else "failed"
+    figure.suptitle(f"Depth check of {check.model}, {verdict}: flat is right")
     return figure
 
 
