@@ -191,9 +191,10 @@ def _measure(configs, seeds, steps, learning_rate, batch, model_class, optimizer
 
 
 def _train(
-    model: nn.Module, optimizer: torch.optim.Optimizer, batch: Batch, steps: int
+    model: Any, optimizer: torch.optim.Optimizer, batch: Batch, steps: int
 ) -> dict[str, dict[str, list[float]]]:
-    table = require_mu_model(model, "coordinate_check").mu_table()
+    inner: Any = require_mu_model(model, "coordinate_check")
+    table = inner.mu_table()
     weights = dict(model.named_parameters())
     start = {name: weight.detach().clone() for name, weight in weights.items()}
     units = {name: MUP[scale.role].scale("lr", scale.fan_in) for name, scale in table.items()}
