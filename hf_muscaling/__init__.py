@@ -40,6 +40,14 @@ _HOME = {
     "checks.coordinates": ("CoordinateCheck",),
     "checks.depth": ("DepthCheck", "depth_check"),
     "checks.transfer": ("TransferCheck", "transfer_check"),
+    "convert": (
+        "MuAutoModelForCausalLM",
+        "MuAutoModelForMaskedLM",
+        "MuAutoModelForSeq2SeqLM",
+        "mu_config",
+        "mu_variant",
+        "verify_variant",
+    ),
     "counting": ("count_parameters", "training_flops"),
     "trainer": ("MuTrainer", "MuTrainingArguments"),
     "series": ("train_series",),
@@ -70,6 +78,14 @@ if TYPE_CHECKING:
     from hf_muscaling.checks.coordinates import CoordinateCheck
     from hf_muscaling.checks.depth import DepthCheck, depth_check
     from hf_muscaling.checks.transfer import TransferCheck, transfer_check
+    from hf_muscaling.convert import (
+        MuAutoModelForCausalLM,
+        MuAutoModelForMaskedLM,
+        MuAutoModelForSeq2SeqLM,
+        mu_config,
+        mu_variant,
+        verify_variant,
+    )
     from hf_muscaling.counting import count_parameters, training_flops
     from hf_muscaling.data import DataConfig, prepare_data
     from hf_muscaling.laws import ChinchillaLaw, PowerLaw, ScalingLaw

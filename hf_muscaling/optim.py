@@ -30,6 +30,8 @@ def sgd_lr_scale(model: Any, scale: ParameterScale) -> float:
         return scale.fan_out / scale.fan_in
     if scale.role == "readout" or (scale.role == "input" and model.config.tie_word_embeddings):
         return max(scale.fan_in, scale.fan_out)
+    if scale.role == "router":  # a readout's fan-in times the square of the 1/r that its weights hold
+        return 1 / scale.fan_in
     return scale.fan_out
 
 

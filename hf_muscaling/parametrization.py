@@ -2,7 +2,8 @@
 
 A *role* says which dimensions of a tensor grow with width: `input` maps a finite dimension to an infinite one
 (embeddings), `hidden` maps infinite to infinite (matrix-like), `readout` maps infinite to finite (`lm_head`), `vector`
-has one infinite dimension and no fan-in (norms, biases), `finite` has none.
+has one infinite dimension and no fan-in (norms, biases), `finite` has none. A `router` is a readout inside the network
+(a mixture's gate): its 1/r lies in initialisation and learning rate, which under Adam is the same as a multiplier.
 
 A *rule* gives exponents of the width multiplier r = fan_in / fan_in at base width: with exponent e, the quantity at
 width multiplier r is its base value times r**(-e). Table 2 of nanoLM (Yao et al. 2023), which is Table 8 of Tensor
@@ -15,7 +16,7 @@ Depth is a table of its own, in powers of the depth multiplier layers / base lay
 from dataclasses import dataclass
 from typing import Literal, get_args
 
-Role = Literal["input", "hidden", "readout", "vector", "finite"]
+Role = Literal["input", "hidden", "readout", "vector", "finite", "router"]
 ROLES: tuple[str, ...] = get_args(Role)
 
 
@@ -47,6 +48,7 @@ MUP: Parametrization = {
     "readout": Rule(multiplier=1.0),
     "vector": Rule(),
     "finite": Rule(),
+    "router": Rule(init=1.0, lr=1.0),
 }
 
 PARAMETRIZATIONS: dict[str, Parametrization] = {"mup": MUP, "sp": SP}
