@@ -40,11 +40,11 @@ class _MuAutoModel:
         dtype: Any = None,
         **mu_settings: Any,
     ) -> Any:
-        """Return the model of a stock config, freshly initialised under μP from `base_width` (by default its own width).
+        """Return the model of a stock config, freshly initialised under μP from `base_width`, by default its own.
 
         `plan` is `mu_variant`'s. `verify` first proves on narrow models of the design that the variant equals the stock
-        model at base width and that its multipliers are used. `mu_settings` are the μP fields of the config. A μP config is
-        taken as it is.
+        model at base width and that its multipliers are used (`verify_variant`). `mu_settings` are the μP fields of the
+        config. A μP config is taken as it is.
 
         Raises ConfigurationError if the design cannot be converted with certainty.
         """
@@ -81,13 +81,14 @@ def register_model_type(model_type: Any, where: str) -> None:
     """Make the Auto classes know a `mu_…` model type. Raises ConfigurationError for any other."""
     if not isinstance(model_type, str) or not model_type.startswith(_PREFIX):
         raise ConfigurationError(
-            f"{where} holds a {model_type!r} model, not a μP one: weights trained under the standard parametrisation are "
-            "not μP's. Build a fresh variant with from_config(config, base_width=…)."
+            f"{where} holds a {model_type!r} model, not a μP one: weights trained under the standard "
+            "parametrisation are not μP's. Build a fresh variant with from_config(config, base_width=…)."
         )
     stock = model_type.removeprefix(_PREFIX)
     if stock not in CONFIG_MAPPING:
         raise ConfigurationError(
-            f"{where} holds a {model_type!r} model, but this version of transformers has no {stock!r}; install a newer one."
+            f"{where} holds a {model_type!r} model, but this version of transformers has no {stock!r}; install a newer "
+            "one."
         )
     config_class = CONFIG_MAPPING[stock]
     if isinstance(config_class, type) and not issubclass(config_class, MuConfigMixin):

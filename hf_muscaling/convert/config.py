@@ -18,8 +18,8 @@ HEAD_FIELDS = (
     "num_key_value_heads", "num_kv_heads", "n_head_kv", "encoder_attention_heads", "decoder_attention_heads",
 )  # fmt: skip
 FFN_FIELDS = (
-    "intermediate_size", "ffn_dim", "ffn_hidden_size", "encoder_ffn_dim", "decoder_ffn_dim", "d_ff", "n_inner", "hidden_dim",
-    "moe_intermediate_size", "shared_expert_intermediate_size", "shared_intermediate_size",
+    "intermediate_size", "ffn_dim", "ffn_hidden_size", "encoder_ffn_dim", "decoder_ffn_dim", "d_ff", "n_inner",
+    "hidden_dim", "moe_intermediate_size", "shared_expert_intermediate_size", "shared_intermediate_size",
 )  # fmt: skip
 EMBEDDING_FIELDS = ("embedding_size", "word_embed_proj_dim", "embedding_dim", "emb_dim")
 DEPTH_FIELDS = ("encoder_layers", "decoder_layers", "num_decoder_layers")
@@ -43,8 +43,9 @@ class _WidthFields:
 class DerivedConfigMixin(MuConfigMixin):
     """A stock config with μP fields, and `mu_plan`: what the user added where the derivation is not sure.
 
-    `mu_plan` maps a glob over parameter names to a role, a config field to "infinite" (follows the width) or "constant",
-    a glob over attention modules to "fixed_head", a glob over `module.attribute` to "constant" (its value at base width).
+    `mu_plan` maps a glob over parameter names to a role, a config field to "infinite" (follows the width) or
+    "constant", a glob over attention modules to "fixed_head", a glob over `module.attribute` to "constant" (it keeps
+    its value at base width).
     """
 
     mu_class_fields: ClassVar[tuple[str, ...]]
@@ -59,8 +60,8 @@ class DerivedConfigMixin(MuConfigMixin):
         super().validate_mu()
         if self.depth_parametrization != "none":
             raise ConfigurationError(
-                f"{type(self).__name__}: depth_parametrization={self.depth_parametrization!r} needs to know which layers "
-                "end a residual branch, which shapes do not tell; it is for the named variants (MuLlamaConfig, …)."
+                f"{type(self).__name__}: depth_parametrization={self.depth_parametrization!r} needs to know which "
+                "layers end a residual branch, which shapes do not tell; use a variant written by hand (MuLlamaConfig)."
             )
         allowed = {*ROLES, *FIELD_PLANS, *MODULE_PLANS}
         for key, value in (self.mu_plan or {}).items():

@@ -8,7 +8,6 @@ from typing import Any, ClassVar
 
 import torch
 import transformers
-from torch import nn
 from transformers import AutoConfig, PreTrainedConfig, PreTrainedModel
 
 import hf_muscaling.models as named_models
@@ -85,8 +84,8 @@ class DerivedModelMixin(MuModelMixin):
         fan_in, fan_out = (1.0 if d is None else shape[d] / base[d] for d in (place.fan_in, place.fan_out))
         if not place.layout_known and fan_in != fan_out:
             raise ConfigurationError(
-                f"{type(self).__name__}: {name} {tuple(shape)} grows by {fan_out:g} and {fan_in:g}, and its module does not "
-                "tell which dimension is the fan-in; scale every infinite dimension alike (config.at_width)."
+                f"{type(self).__name__}: {name} {tuple(shape)} grows by {fan_out:g} and {fan_in:g}, and its module "
+                "does not tell which dimension is the fan-in; scale every infinite dimension alike (config.at_width)."
             )
         return ParameterScale(place.role, fan_in, fan_out)
 
@@ -139,8 +138,8 @@ def derivation(stock_model: type, config: Any) -> Derivation:
 def mu_variant(model_class: type, plan: Mapping[str, str] | None = None) -> Any:
     """Return the μP variant of a transformers model class: `Mu` + its name, a subclass of it.
 
-    A class written by hand (`MuLlamaForCausalLM`, …) is returned where there is one. Otherwise the subclass derives each
-    parameter's role from the shapes at base width and at another width on the `meta` device (Tensor Programs V,
+    A class written by hand (`MuLlamaForCausalLM`, …) is returned where there is one. Otherwise the subclass derives
+    each parameter's role from the shapes at base width and at another width on the `meta` device (Tensor Programs V,
     Appendix H, done by name), takes the readout from `get_output_embeddings()` and the attention from `scaling`.
 
     `plan` adds what shapes do not tell: a glob over parameter names → a role (`input`, `hidden`, `readout`, `router`,
@@ -200,8 +199,8 @@ def mu_config(
 ):
     """Return the μP config of any stock config, and make the Auto classes know it.
 
-    `base_width` is the width at which hyperparameters were tuned; without it the config becomes the base itself. `mu` are
-    the μP fields (`output_multiplier`, `zero_query`, …). The result serves `train_series`, `coordinate_check` and
+    `base_width` is the width at which hyperparameters were tuned; without it the config becomes the base itself. `mu`
+    are the μP fields (`output_multiplier`, `zero_query`, …). The result serves `train_series`, `coordinate_check` and
     transformers' Auto classes like a config written by hand.
 
     >>> from transformers import MistralConfig
@@ -242,6 +241,5 @@ def config_variant(stock: type[PreTrainedConfig]) -> Any:
 
 def stock_model_class(auto: Any, config_class: type[PreTrainedConfig]) -> Any:
     """Return the model class that an Auto class builds from a config class, None if there is none."""
-    mapping = auto._model_mapping  # noqa: SLF001  no public way to ask an Auto class
-    found = mapping[config_class] if config_class in mapping else None
+    found = auto._model_mapping.get(config_class, None)  # private: there is no public way to ask an Auto class
     return found[0] if isinstance(found, tuple) else found

@@ -50,8 +50,8 @@ def stock_init_exponents(stock_model: type, config: Any) -> dict[str, float]:
             found[name] = round(2 * raw) / 2
             if abs(raw - found[name]) > 0.2 or (spread == 0) != (wide[name] == 0):
                 raise ConfigurationError(
-                    f"{stock_model.__name__}: the initial spread of {name} goes from {spread:.3g} to {wide[name]:.3g} at 4 "
-                    "times the width, which is no power of 1/2; write a subclass that overrides stock_init_ratio."
+                    f"{stock_model.__name__}: the initial spread of {name} goes from {spread:.3g} to {wide[name]:.3g} "
+                    "at 4 times the width, which is no power of 1/2; write a subclass that overrides stock_init_ratio."
                 )
         _exponents[key] = found
     return _exponents[key]
@@ -136,13 +136,17 @@ def _require_scaling_used(model_class: Any, base: Any) -> None:
         if parameter.dim() > 1:
             parameter.normal_(std=parameter.shape[-1] ** -0.5)
     before = _output(model, base)
-    kinds = {collapse(n): m for n, m in model.named_modules() if isinstance(getattr(m, "scaling", None), float)}
+    kinds = {
+        collapse(n): m
+        for n, m in model.named_modules()
+        if isinstance(getattr(m, "scaling", None), float) and n not in model.mu_derivation.fixed_heads
+    }
     for name, module in kinds.items():
         value, module.scaling = module.scaling, module.scaling * 4
         if torch.equal(_output(model, base), before):
             raise ConfigurationError(
-                f"{model_class.__name__}: {name}.scaling does not reach the output, so attention cannot follow 1/d; add "
-                f'plan={{"{name}": "fixed_head"}} if the head size stays.'
+                f"{model_class.__name__}: {name}.scaling does not reach the output, so attention cannot follow 1/d; "
+                f'add plan={{"{name}": "fixed_head"}} if the head size stays.'
             )
         module.scaling = value
 
@@ -156,8 +160,8 @@ def _require_sizes_kept(model_class: Any, base: Any) -> None:
     ):
         if what in sizes[0] and not 2 / 3 < sizes[1][what] / sizes[0][what] < 3 / 2:
             raise ConfigurationError(
-                f"{model_class.__name__}: at 4 times the width {hint} ({sizes[0][what]:.3g} → {sizes[1][what]:.3g}) where no "
-                "attribute of a module shows it; write a subclass that corrects it (mu_readout_multiplier)."
+                f"{model_class.__name__}: at 4 times the width {hint} ({sizes[0][what]:.3g} → {sizes[1][what]:.3g}) "
+                "where no attribute of a module shows it; write a subclass that corrects it (mu_readout_multiplier)."
             )
 
 

@@ -62,7 +62,7 @@ def derive(build: Callable[[Any], nn.Module], base: Any, wide: Any, factor: int,
     used: set[str] = set()
     head = _head(wide_model)
     attention = _attention_without_scaling(wide_model)
-    fixed_heads = [n for n in attention if _planned(n, plan, ("fixed_head",), used)]
+    fixed_heads = [n for n, _ in wide_model.named_modules() if _planned(n, plan, ("fixed_head",), used)]
     floats = _width_multipliers(narrow_model, wide_model, plan, used)
     doubts = {collapse(n): f'"{collapse(n)}": "fixed_head"' for n in attention if n not in fixed_heads}
     reasons = dict.fromkeys(doubts, "attention whose `scaling` cannot be set; it stays right while head size is fixed")
@@ -115,8 +115,8 @@ def _place(
     fused = [d for d, (n, w) in enumerate(zip(narrow, wide, strict=True)) if w not in (n, n * factor)]
     if fused:
         return None, (
-            f"dimension {fused[0]} goes from {narrow[fused[0]]} to {wide[fused[0]]} at {factor} times the width: a part "
-            "that grows and one that does not are fused, as with a constant number of key/value heads"
+            f"dimension {fused[0]} goes from {narrow[fused[0]]} to {wide[fused[0]]} at {factor} times the width: a "
+            "part that grows and one that does not are fused, as with a constant number of key/value heads"
         )
     grown = tuple(d for d, (n, w) in enumerate(zip(narrow, wide, strict=True)) if w != n)
     if not grown:
@@ -182,8 +182,8 @@ def _head(model: Any) -> str | None:
     if head is None:
         if re.search(r"LMHead|ForCausalLM|ForMaskedLM|ForConditionalGeneration|ForPreTraining", type(model).__name__):
             raise ConfigurationError(
-                f"{type(model).__name__}.get_output_embeddings() returns nothing: the readout, whose multiplier is τ/r, "
-                "cannot be found; write a subclass that returns it."
+                f"{type(model).__name__}.get_output_embeddings() returns nothing: the readout, whose multiplier is "
+                "τ/r, cannot be found; write a subclass that returns it."
             )
         return None
     name = next((n for n, m in model.named_modules() if m is head), None)
@@ -208,8 +208,8 @@ def _attention_without_scaling(model: nn.Module) -> list[str]:
     inner = [n for n in named if not any(o.startswith(f"{n}.") for o in named)]
     if not inner:
         raise ConfigurationError(
-            f"{type(model).__name__} has no attention layer: the roles are those of a transformer, and a state space or "
-            "recurrent layer has infinite dimensions that they do not describe."
+            f"{type(model).__name__} has no attention layer: the roles are those of a transformer, and a state "
+            "space or recurrent layer has infinite dimensions that they do not describe."
         )
     scaled = {n for n, m in named.items() if isinstance(getattr(m, "scaling", None), float)}
     return [n for n in inner if not any(n == s or n.startswith(f"{s}.") for s in scaled)]
