@@ -1,5 +1,6 @@
 """The config class of a derived μP variant: which fields follow the width, and what a config must not carry already."""
 
+import fnmatch
 import math
 import re
 from functools import cache
@@ -147,7 +148,8 @@ def refuse_unsure_config(config: DerivedConfigMixin) -> None:
     if native:
         raise ConfigurationError(f"The {name} already sets {', '.join(native)}: μP would apply twice; remove it.")
     for field, value in fields.items():
-        if not _OWN_MULTIPLIER.fullmatch(field) or field in ("output_multiplier", *plan):
+        told = any(fnmatch.fnmatchcase(field, p) for p, word in plan.items() if word == "constant")
+        if told or field == "output_multiplier" or not _OWN_MULTIPLIER.fullmatch(field):
             continue
         neutral = value == config.head_size if field == "query_pre_attn_scalar" else _is_one(value)
         if not neutral:

@@ -96,8 +96,8 @@ def derive(build: Callable[[Any], nn.Module], base: Any, wide: Any, factor: int,
             f"{name} cannot be converted without being told: {lines}{more}. If you know better, add "
             f"plan={{{', '.join(dict.fromkeys(list(doubts.values())[:6]))}}}."
         )
-    fields = getattr(wide, "__dataclass_fields__", {})
-    unused = [p for p, word in plan.items() if p not in used and p not in fields]
+    fields = list(getattr(wide, "__dataclass_fields__", {}))
+    unused = [p for p in plan if p not in used and not fnmatch.filter(fields, p)]
     if unused:
         raise ConfigurationError(
             f"{name}: the plan's {', '.join(map(repr, unused))} matches nothing; parameters are named as in "
