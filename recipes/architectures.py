@@ -180,10 +180,9 @@ def markdown(rows: list[dict[str, Any]]) -> str:
             continue
         how = f"with `plan={row['plan']}`" if row["plan"] else "automatic"
         verdict = "passed" if row["passed"] else f"FAILED ({row['change_where']})"
-        lines.append(
-            f"| {name} | {row['objective']} | {how} | {'yes' if row['equals_stock'] else 'NO'} | {shown(row['initial_slope'])} | "
-            f"{shown(row['change_slope'])} | {shown(row['control_slope'])} | {verdict} |"
-        )
+        equal = "yes" if row["equals_stock"] else "NO"
+        slopes = " | ".join(shown(row[f"{what}_slope"]) for what in ("initial", "change", "control"))
+        lines.append(f"| {name} | {row['objective']} | {how} | {equal} | {slopes} | {verdict} |")
     return "\n".join(lines) + "\n"
 
 

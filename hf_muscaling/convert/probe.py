@@ -29,7 +29,8 @@ def narrow_base(config: Any) -> Any:
         if k.endswith("_token_id") and type(v) is int and k in config.__dataclass_fields__
     }  # fmt: skip
     small = config.base_config().at_width(config.smallest_width())
-    return small.replace(mup_base=None, vocab_size=vocabulary, parametrization="mup", **tokens)
+    plain = {"mup_base": None, "parametrization": "mup", "zero_readout": False, "zero_query": False}
+    return small.replace(vocab_size=vocabulary, **plain, **tokens)
 
 
 def stock_init_exponents(stock_model: type, config: Any) -> dict[str, float]:
