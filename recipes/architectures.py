@@ -90,8 +90,7 @@ def measure(name: str, args: argparse.Namespace) -> dict[str, Any]:
     """Return one row: the refusal or the plan, equality with the stock model, slopes and the verdict."""
     import transformers
 
-    from hf_muscaling import mu_config, verify_variant
-    from hf_muscaling.coordinate_check import coordinate_check
+    from hf_muscaling import coordinate_check, mu_config, verify_variant
     from hf_muscaling.errors import ConfigurationError
     from hf_muscaling.models import pretraining_class, pretraining_objective
 

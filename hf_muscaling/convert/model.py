@@ -51,7 +51,9 @@ class DerivedModelMixin(MuModelMixin):
     @property
     def mu_derivation(self) -> Derivation:
         """Return what the shapes say. Raises ConfigurationError where they do not settle a role."""
-        return derivation(stock_class(type(self)), self.config)
+        if "_mu_derivation" not in self.__dict__:
+            self._mu_derivation = derivation(stock_class(type(self)), self.config)
+        return self._mu_derivation
 
     def post_init(self) -> None:
         """Refuse what is not sure, put every multiplier in place, then let transformers initialise and tie as usual."""
@@ -69,7 +71,9 @@ class DerivedModelMixin(MuModelMixin):
         """Return std here / std at base width of the stock initialisation, measured on narrow models of the design."""
         if self.config.is_standard or self.config.is_base:
             return 1.0
-        exponent = stock_init_exponents(stock_class(type(self)), self.config).get(collapse(name), 0.0)
+        if "_mu_stock_exponents" not in self.__dict__:
+            self._mu_stock_exponents = stock_init_exponents(stock_class(type(self)), self.config)
+        exponent = self._mu_stock_exponents.get(collapse(name), 0.0)
         r = scale.fan_in if scale.role in ("hidden", "readout", "router") else self.config.width_multiplier
         return r**exponent
 
