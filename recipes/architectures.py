@@ -113,7 +113,7 @@ def measure(name: str, args: argparse.Namespace) -> dict[str, Any]:
     if config is None:
         return row
     row |= {"converted": True, "objective": pretraining_objective(config), "equals_stock": equals_stock(config)}
-    check = coordinate_check(config, args.widths, seeds=args.seeds, steps=args.steps)
+    check = coordinate_check(config, args.widths, seeds=args.seeds, steps=args.steps, learning_rate=args.learning_rate)
     routers = {
         n.rpartition(".")[0]
         for n, s in pretraining_class(config).from_config(config).mu_table().items()
@@ -193,6 +193,8 @@ def main() -> None:
     parser.add_argument("--widths", nargs="+", type=int, default=[128, 256, 512])
     parser.add_argument("--seeds", type=int, default=2)
     parser.add_argument("--steps", type=int, default=6)
+    # small enough that six steps do not fit the batch: after that, trajectories are chaotic and slopes are noise
+    parser.add_argument("--learning_rate", type=float, default=2**-10)
     args = parser.parse_args()
 
     from tqdm.auto import tqdm
@@ -204,7 +206,7 @@ def main() -> None:
     logging.set_verbosity_error()
     folder = writable_folder(args.output_dir / "rows").parent
     settings = {
-        "widths": args.widths, "seeds": args.seeds, "steps": args.steps,
+        "widths": args.widths, "seeds": args.seeds, "steps": args.steps, "learning_rate": args.learning_rate,
         "transformers": importlib.metadata.version("transformers"),
     }  # fmt: skip
     rows = []

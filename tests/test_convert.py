@@ -453,6 +453,11 @@ class TestPlans:
         variant = mu_variant(hf.MistralForSequenceClassification, plan={"score.weight": "readout"})
         model = variant(mu_config(hf.MistralConfig(**GROUPED)).at_width(128))
         assert isinstance(model.score, MuReadout) and model.score.multiplier == 0.25
+        assert type(model.model).__name__ == "MuMistralModel"  # which the Auto classes build inside
+        config = mu_config(hf.MistralConfig(**GROUPED)).at_width(64)
+        wider_heads = config.replace(num_attention_heads=4, num_key_value_heads=2, head_dim=16)
+        for cls in (variant, mu_variant(hf.MistralForCausalLM)):  # base head size 8: once 1/√8 · 8/16
+            assert cls(wider_heads).model.layers[0].self_attn.scaling == pytest.approx(8**-0.5 / 2)
 
     def test_a_router_is_a_readout_under_adam(self):
         """Init and learning rate over r do what a multiplier 1/r does: y = (W/r)·x = W·(x/r)."""

@@ -60,6 +60,11 @@ def derive(build: Callable[[Any], nn.Module], base: Any, wide: Any, factor: int,
         narrow_model, wide_model = build(base), build(wide)
     name = type(wide_model).__name__
     used: set[str] = set()
+    whole = hasattr(
+        wide_model, wide_model.base_model_prefix
+    )  # a base model may lie in one that the plan was written for
+    if not whole:
+        plan = {k.removeprefix(f"{wide_model.base_model_prefix}."): word for k, word in plan.items()}
     head = _head(wide_model)
     attention = _attention_without_scaling(wide_model)
     fixed_heads = [n for n, _ in wide_model.named_modules() if _planned(n, plan, ("fixed_head",), used)]
@@ -98,7 +103,7 @@ def derive(build: Callable[[Any], nn.Module], base: Any, wide: Any, factor: int,
         )
     fields = list(getattr(wide, "__dataclass_fields__", {}))
     unused = [p for p in plan if p not in used and not fnmatch.filter(fields, p)]
-    if unused:
+    if unused and whole:
         raise ConfigurationError(
             f"{name}: the plan's {', '.join(map(repr, unused))} matches nothing; parameters are named as in "
             "model.named_parameters(), with * for any part."
