@@ -114,24 +114,15 @@ def measure(name: str, args: argparse.Namespace) -> dict[str, Any]:
         return row
     row |= {"converted": True, "objective": pretraining_objective(config), "equals_stock": equals_stock(config)}
     check = coordinate_check(config, args.widths, seeds=args.seeds, steps=args.steps, learning_rate=args.learning_rate)
-    routers = {
-        n.rpartition(".")[0]
-        for n, s in pretraining_class(config).from_config(config).mu_table().items()
-        if s.role == "router"
-    }
-    # a router is a readout inside the network: at initialisation its logits shrink as r**-0.5, by design
-    judged = [s for s in check.slopes if not (s.quantity == "initial" and s.name in routers)]
-    worst = {
-        quantity: max((s for s in judged if s.quantity == quantity), key=lambda s: s.excess)
-        for quantity in ("initial", "change", "update")
-    }
+    worst = {"initial": check.worst_initial, "change": check.worst, "update": check.worst_update}
     row |= {f"{quantity}_slope": finite(slope.slope) for quantity, slope in worst.items()}
     row |= {f"{quantity}_where": slope.name for quantity, slope in worst.items()}
     control = check.control_worst
     row |= {
         "control_slope": finite(control.slope),
-        "passed": all(s.passed for s in judged),
+        "passed": check.passed,
         "control_failed": control.excess > check.tolerance,
+        "failures": [f"{s.name} ({s.quantity})" for s in check.failures],
         "tolerance": check.tolerance,
     }
     return row
@@ -178,7 +169,7 @@ def markdown(rows: list[dict[str, Any]]) -> str:
             lines.append(f"| {name} | | refused: {row['refusal']} | | | | | |")
             continue
         how = f"with `plan={row['plan']}`" if row["plan"] else "automatic"
-        verdict = "passed" if row["passed"] else f"FAILED ({row['change_where']})"
+        verdict = "passed" if row["passed"] else f"FAILED ({row['failures'][0]})"
         equal = "yes" if row["equals_stock"] else "NO"
         slopes = " | ".join(shown(row[f"{what}_slope"]) for what in ("initial", "change", "control"))
         lines.append(f"| {name} | {row['objective']} | {how} | {equal} | {slopes} | {verdict} |")

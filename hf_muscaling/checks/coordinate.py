@@ -178,10 +178,12 @@ def _measure(configs, seeds, steps, learning_rate, batch, model_class, optimizer
             for name in runs[0][table]
         }
 
+    # a router is a readout inside the network: its logits behave like the model's
+    routers = {name.rpartition(".")[0] for name, scale in model.mu_table().items() if scale.role == "router"}
     return Coordinates(
         parametrization=configs[0].parametrization,
         widths=tuple(config.hidden_size for config in configs),
-        kinds={name: _kind(model.get_submodule(name)) for name in runs[0]["initial"]},
+        kinds={n: "logits" if n in routers else _kind(model.get_submodule(n)) for n in runs[0]["initial"]},
         initial={name: sizes[0] for name, sizes in joined("initial").items()},
         changes=joined("changes"),
         updates=joined("updates"),
@@ -190,9 +192,7 @@ def _measure(configs, seeds, steps, learning_rate, batch, model_class, optimizer
     )
 
 
-def _train(
-    model: Any, optimizer: torch.optim.Optimizer, batch: Batch, steps: int
-) -> dict[str, dict[str, list[float]]]:
+def _train(model: Any, optimizer: torch.optim.Optimizer, batch: Batch, steps: int) -> dict[str, dict[str, list[float]]]:
     inner: Any = require_mu_model(model, "coordinate_check")
     table = inner.mu_table()
     weights = dict(model.named_parameters())

@@ -94,7 +94,7 @@ class DerivedConfigMixin(MuConfigMixin):
 
     def smallest_width(self) -> int:
         """Return the narrowest width of the design that keeps at least two heads of every kind whole."""
-        base = self.to_mup_base()
+        base: dict[str, Any] = self.to_mup_base()
         hidden, heads = (
             base[self.mu_width_fields[0]],
             [base[f] for f in self.mu_width_fields if "head" in f and base[f]],
@@ -103,8 +103,7 @@ class DerivedConfigMixin(MuConfigMixin):
         return unit * max(math.ceil(2 * hidden / (unit * h)) for h in heads)
 
 
-@cache
-def mu_config_class(stock: type[PreTrainedConfig]) -> Any:
+def mu_config_class(stock: Any) -> Any:
     """Return the μP config class of a stock config class, `Mu` + its name, model type `mu_` + its model type.
 
     >>> from transformers import MistralConfig
@@ -113,6 +112,11 @@ def mu_config_class(stock: type[PreTrainedConfig]) -> Any:
 
     Raises ConfigurationError if the class has no hidden size or number of heads, or holds other configs.
     """
+    return _mu_config_class(stock)
+
+
+@cache
+def _mu_config_class(stock: Any) -> Any:
     fields = getattr(stock, "__dataclass_fields__", {})
     mapped = getattr(stock, "attribute_map", {})
     hidden, heads, layers = (mapped.get(f, f) for f in ("hidden_size", "num_attention_heads", "num_hidden_layers"))

@@ -38,7 +38,7 @@ class DerivedModelMixin(MuModelMixin):
         if self.mu_additions:  # the config carries the plan, so that a saved model is read back as it was
             config = copy.deepcopy(config)
             config.mu_plan = {**(config.mu_plan or {}), **self.mu_additions}
-        super().__init__(config, *args, **kwargs)
+        super().__init__(config, *args, **kwargs)  # type: ignore[call-arg]
 
     @classmethod
     def _can_set_attn_implementation(cls) -> bool:
@@ -146,7 +146,7 @@ def derivation(stock_model: type, config: Any) -> Derivation:
     return _derivations[key]
 
 
-def mu_variant(model_class: type, plan: Mapping[str, str] | None = None) -> Any:
+def mu_variant(model_class: Any, plan: Mapping[str, str] | None = None) -> Any:
     """Return the μP variant of a transformers model class: `Mu` + its name, a subclass of it.
 
     A class written by hand (`MuLlamaForCausalLM`, …) is returned where there is one. Otherwise the subclass derives
@@ -234,9 +234,13 @@ def mu_config(
     return result
 
 
-@cache
-def config_variant(stock: type[PreTrainedConfig]) -> Any:
+def config_variant(stock: Any) -> Any:
     """Return the μP config class of a stock config class, known to every Auto class that knows the stock one."""
+    return _config_variant(stock)
+
+
+@cache
+def _config_variant(stock: Any) -> Any:
     written = getattr(named_models, f"Mu{stock.__name__}", None)
     if written is not None:
         return written

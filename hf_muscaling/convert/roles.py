@@ -56,6 +56,8 @@ def derive(build: Callable[[Any], nn.Module], base: Any, wide: Any, factor: int,
     `build` makes the stock model of a config; `plan` is the user's. Raises ConfigurationError, with every doubtful
     parameter and the line to add for each, where the derivation is not sure.
     """
+    narrow_model: Any
+    wide_model: Any
     with torch.device("meta"):
         narrow_model, wide_model = build(base), build(wide)
     name = type(wide_model).__name__
