@@ -74,6 +74,8 @@ def to_standard(model: Any) -> PreTrainedModel:
     >>> torch.allclose(model(ids).logits, stock(ids).logits, atol=1e-5)
     True
     """
+    if hasattr(model, "require_exportable"):
+        model.require_exportable()
     stock = _rebuilt(model, stock_class(type(model)), model.config.to_stock_config())
     with torch.no_grad():
         _fold_attention(model, stock)

@@ -483,6 +483,24 @@ class TestPlans:
         assert ratio.item() == pytest.approx(0.25, rel=0.3)
 
 
+class TestExport:
+    """What plain transformers can run."""
+
+    def test_untied_variants_fold(self, tokens):
+        model = build(mu_config(hf.MistralConfig(**GROUPED)).at_width(128)).eval()
+        stock = model.to_standard()
+        assert type(stock) is hf.MistralForCausalLM and not hasattr(stock.config, "mu_plan")
+        torch.testing.assert_close(logits(stock, tokens), logits(model, tokens), atol=1e-5, rtol=1e-5)
+
+    def test_held_multipliers_do_not(self):
+        base = mu_config(hf.GemmaConfig(**GROUPED, head_dim=8, tie_word_embeddings=False))
+        assert build(base).to_standard()
+        with pytest.raises(
+            ConfigurationError, match="holds model.embed_tokens.scalar_embed_scale at its value at base"
+        ):
+            build(base.at_width(64)).to_standard()
+
+
 class TestFolders:
     """Only a μP folder is loaded, and no code from it."""
 

@@ -120,6 +120,15 @@ class DerivedModelMixin(MuModelMixin):
                 with torch.no_grad():
                     twin.fill_(value)
 
+    def require_exportable(self) -> None:
+        """Refuse to fold a multiplier that the stock class derives from the width and μP holds at its base value."""
+        held = self.mu_derivation.floats
+        if held and not self.config.is_standard and not self.config.is_base:
+            raise ConfigurationError(
+                f"{type(self).__name__} holds {next(iter(held))} at its value at base width, which the stock class would "
+                "derive from the width again: this architecture cannot be exported away from base width."
+            )
+
     def _require_fixed_heads(self) -> None:
         fixed = self.mu_derivation.fixed_heads
         if fixed and self.config.head_size != self.config.base_head_size:
