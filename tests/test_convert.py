@@ -548,7 +548,7 @@ class TestTraining:
         config = mu_config(config_class(**{**fields, **wide}))
         if not config.tie_word_embeddings:
             config = config.replace(zero_readout=True)
-        check = coordinate_check(config, [64, 128, 256], seeds=2, steps=6, tolerance=0.35)
+        check = coordinate_check(config, [64, 128, 256], seeds=2, steps=6, learning_rate=2**-10, tolerance=0.35)
         assert check.passed, str(check)
         assert check.control_worst.slope > 0.7
 

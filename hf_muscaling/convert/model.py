@@ -125,8 +125,8 @@ class DerivedModelMixin(MuModelMixin):
         held = self.mu_derivation.floats
         if held and not self.config.is_standard and not self.config.is_base:
             raise ConfigurationError(
-                f"{type(self).__name__} holds {next(iter(held))} at its value at base width, which the stock class would "
-                "derive from the width again: this architecture cannot be exported away from base width."
+                f"{type(self).__name__} holds {next(iter(held))} at its value at base width, which the stock class "
+                "would derive from the width again: this architecture cannot be exported away from base width."
             )
 
     def _require_fixed_heads(self) -> None:
@@ -225,9 +225,9 @@ def mu_config(
 
     >>> from transformers import MistralConfig
     >>> from hf_muscaling import mu_config
-    >>> config = mu_config(MistralConfig(), base_width=256)
+    >>> config = mu_config(MistralConfig(), base_width=512)
     >>> config.width_multiplier, config.mup_base["intermediate_size"]
-    (16.0, 896)
+    (8.0, 1792)
 
     Raises ConfigurationError if the config already carries a parametrisation or a design that needs a `plan`.
     """
