@@ -2,64 +2,66 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from functools import cached_property
-from typing import Any, ClassVar
+from typing import Any
 
 import numpy as np
 
-from .base import ScalingLaw
+from .fitting import resampled
 from .intervals import DRIFT_POWER, RollingErrors, drift_quantiles, mixture_interval
+from .regression import RegressionLaw
+from .selection import run_index
 
 DRAWS, SEED = 400, 0
 ORIGINS = (0.4, 0.55, 0.7, 0.85)
 
 
-def log_covariates(x: np.ndarray) -> np.ndarray:
-    """log x about its mean, so that units do not matter."""
-    log = np.log(x)
-    return log - log.mean()
-
-
-class BootstrapLaw(ScalingLaw):
-    """A law whose `_interval` comes from refits to resampled runs; a law adds `_estimate`, `_resample` and `_named`."""
-
-    labels: ClassVar[tuple[str, ...]] = ("run_id",)
-
-    def _resample(self, n: int, seed: int) -> np.ndarray:
-        """Internal parameters (n, p) refitted to `n` resamples of whole runs."""
-        raise NotImplementedError
-
-    def _named(self, theta: np.ndarray) -> dict[str, np.ndarray]:
-        """The paper's letters → (m,), from internal parameters (m, p)."""
-        raise NotImplementedError
+class BootstrapLaw(RegressionLaw):
+    """A regression law whose `_interval` comes from refits to resampled runs."""
 
     def bootstrap(self, n: int = 4000, seed: int = 0) -> dict[str, np.ndarray]:
         """Parameters refitted to `n` resamples of the runs: {letter: (n,)}; rows that share a `run_id` go together."""
         self._check_fitted()
-        return self._named(self._resample(n, seed))
+        problem, origin, theta = self._fitted
+        found = resampled(replace(problem, weight=self._counts(n, seed)), theta, self._likelihood)
+        return self._named(found, origin)
 
-    def _weights(self, columns: dict[str, np.ndarray]) -> np.ndarray:
-        weight = columns.get("weight")
-        return np.ones_like(columns["loss"]) if weight is None else weight / weight.mean()
-
-    def _groups(self, columns: dict[str, np.ndarray]) -> np.ndarray:
-        """Which rows belong to one run: those that share a `run_id`, otherwise each row alone."""
-        if "run_id" not in columns:
-            return np.arange(len(columns["loss"]))
-        return np.unique(columns["run_id"].astype(str), return_inverse=True)[1]
+    @property
+    def _likelihood(self) -> str:
+        return "huber" if self.objective == "bayes" else self.objective
 
     def _counts(self, n: int, seed: int) -> np.ndarray:
         """Weights (n, rows) of `n` resamples of whole runs; the same for the same seed."""
-        group = self._groups(self._columns)
+        group = run_index(self._columns)
         runs = int(group.max()) + 1
         drawn = np.random.default_rng(seed).multinomial(runs, np.full(runs, 1 / runs), n)
-        return drawn[:, group] * self._weights(self._columns)
+        return drawn[:, group] * self._row_weights(self._columns)
+
+    def _resample(self, n: int, seed: int) -> np.ndarray:
+        """Theta (n, p) refitted to smooth resamples of whole runs: every run keeps a weight, drawn from an exponential
+        distribution (Rubin's Bayesian bootstrap), so that few runs never leave a parameter without data; the prior's
+        centre is drawn too.
+        """
+        problem, _, theta = self._fitted
+        rng = np.random.default_rng(seed)
+        group = run_index(self._columns)
+        drawn = rng.exponential(size=(n, int(group.max()) + 1))
+        drawn /= drawn.mean(1, keepdims=True)
+        weight = drawn[:, group] * self._row_weights(self._columns)
+        if problem.precision is None or problem.centre is None:
+            return resampled(replace(problem, weight=weight), theta, self._likelihood)
+        bare, _ = self._build(self._columns)
+        assert bare.precision is not None
+        sd = np.where(bare.precision > 0, 1 / np.sqrt(np.maximum(bare.precision, 1e-300)), 0.0)
+        centre = problem.centre + sd * rng.normal(size=(n, len(theta)))
+        return resampled(replace(problem, weight=weight, centre=centre), theta, self._likelihood)
 
     @cached_property
     def _draws(self) -> dict[str, Any]:
-        params = self._named(self._resample(DRAWS, SEED))
+        params = self._named(self._resample(DRAWS, SEED), self._fitted[1])
         turn = (0.5 + np.arange(DRAWS) * 0.6180339887498949) % 1
-        group = self._groups(self._columns)
+        group = run_index(self._columns)
         r = self._residuals(self._columns, self.params_)
         dof = max(int(group.max()) + 1 - len(self.params_), 1)
         chi = np.random.default_rng(SEED + 1).chisquare(dof, DRAWS) / dof
@@ -108,5 +110,4 @@ class BootstrapLaw(ScalingLaw):
 
     def _set(self, columns: dict[str, np.ndarray], params: dict[str, float], value: float) -> None:
         super()._set(columns, params, value)
-        for name in ("_draws", "_theta"):
-            self.__dict__.pop(name, None)
+        self.__dict__.pop("_draws", None)

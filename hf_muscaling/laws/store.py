@@ -47,6 +47,7 @@ def write(law: ScalingLaw, path: str | os.PathLike[str] | None) -> str:
         "units": law.units,
         "params": law.params_,
         "objective_value": law.objective_value_,
+        "selection": law.selection_,
         "range": {name: list(ends) for name, ends in law.range_.items()},
         "rows": {
             name: [str(v) for v in values] if values.dtype == object else values.tolist()
@@ -123,15 +124,14 @@ def _fill(law: ScalingLaw, record: Mapping[str, Any], values: dict[str, float], 
             f"edited",
         )
     law._set(columns, values, stored)
+    law.selection_ = record.get("selection", f"finals: all {law.n_runs_} rows")
+    if not isinstance(law.selection_, str) or len(law.selection_) > 400:
+        _refuse(where, "'selection' must be a short text")
     ends = _mapping(record, "range", where)
     for name, own in law.range_.items():
         pair = ends.get(name)
         if not isinstance(pair, list) or [_number(v, f"range[{name!r}]", where) for v in pair] != list(own):
             _refuse(where, f"range[{name!r}] is {str(pair)[:60]}, the rows span {list(own)}")
-
-
-def _plain(values: np.ndarray) -> list[Any]:
-    return [str(v) for v in values] if values.dtype == object else values.tolist()
 
 
 def _parse(source: Any) -> tuple[Any, str]:

@@ -2,6 +2,7 @@
 
 import csv
 import json
+import os
 import warnings
 from pathlib import Path
 
@@ -13,7 +14,10 @@ from hf_muscaling.laws import ChinchillaLaw, PowerLaw, ScalingLaw
 from hf_muscaling.laws.chinchilla import _starts
 from hf_muscaling.laws.fitting import Problem, minimise, newton
 
-DATA = Path(__file__).resolve().parents[3] / "shared" / "data" / "chinchilla_epoch.csv"
+DATA = (
+    Path(os.environ.get("HF_MUSCALING_DATA", Path(__file__).resolve().parents[3] / "shared" / "data"))
+    / "chinchilla_epoch.csv"
+)
 needs_data = pytest.mark.skipif(not DATA.exists(), reason=f"needs {DATA.name}, which only developers have")
 
 
