@@ -303,8 +303,8 @@ class ScalingLaw:
             columns = {name: values[keep] for name, values in columns.items()}
         self._warn_families(raw)
         selection = select(columns, self.window, self.rows, self.last_only)
-        kept = {*self.columns.values(), "loss", "weight", *self.labels}
-        return {name: values for name, values in selection.columns.items() if name in kept}, selection.text
+        order = [*self.columns.values(), "loss", "weight", *self.labels]
+        return {name: selection.columns[name] for name in order if name in selection.columns}, selection.text
 
     def _warn_families(self, raw: Mapping[str, Any]) -> None:
         families = {str(value) for value in raw.get("family", ()) if value not in (None, "")}
