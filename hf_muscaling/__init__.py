@@ -23,7 +23,7 @@ _HOME = {
     "trainer": ("MuTrainer", "MuTrainingArguments"),
     "series": ("train_series",),
     "runs": ("Run", "Series"),
-    "laws": ("ChinchillaLaw", "PowerLaw", "ScalingLaw"),
+    "laws": ("ChinchillaLaw", "KaplanLaw", "KaplanStepLaw", "PowerLaw", "ScalingLaw"),
     "data": ("DataConfig", "prepare_data"),
 }
 _MODULE_OF = {name: module for module, names in _HOME.items() for name in names}
@@ -46,7 +46,7 @@ def __dir__() -> list[str]:
 if TYPE_CHECKING:
     from hf_muscaling.counting import count_parameters, training_flops
     from hf_muscaling.data import DataConfig, prepare_data
-    from hf_muscaling.laws import ChinchillaLaw, PowerLaw, ScalingLaw
+    from hf_muscaling.laws import ChinchillaLaw, KaplanLaw, KaplanStepLaw, PowerLaw, ScalingLaw
     from hf_muscaling.models import (
         MuGPT2Config,
         MuGPT2LMHeadModel,

@@ -2,6 +2,8 @@
 
 from .base import Evaluation, ExtrapolationWarning, IdentificationWarning, Prediction, ScalingLaw
 from .chinchilla import ChinchillaLaw
+from .kaplan import KaplanLaw
+from .kaplan_step import KaplanStepLaw
 from .power import PowerLaw
 
 __all__ = [
@@ -9,6 +11,8 @@ __all__ = [
     "Evaluation",
     "ExtrapolationWarning",
     "IdentificationWarning",
+    "KaplanLaw",
+    "KaplanStepLaw",
     "PowerLaw",
     "Prediction",
     "ScalingLaw",

@@ -55,6 +55,7 @@ class Problem:
     high: np.ndarray
     centre: np.ndarray | None = None
     precision: np.ndarray | None = None
+    origin: float = 0.0  #: log loss at which a law that contains the loss takes its coordinates
 
     def value(self, theta: np.ndarray, objective: str) -> np.ndarray:
         """The objective itself (m,), for parameters (m, p), with the penalty where there is one."""
