@@ -57,8 +57,8 @@ class KaplanLaw(BootstrapLaw):
         for name in ("N", "D"):
             if len(np.unique(columns[name])) < 2 and f"alpha_{name}" not in self.fixed:
                 raise FitError(
-                    f"{self.equation} needs at least 2 distinct {name}, the table has 1. Train more sizes and horizons, "
-                    f"or borrow: fixed={{'alpha_{name}': …}} from another family."
+                    f"{self.equation} needs at least 2 distinct {name}, the table has 1. Train more sizes and "
+                    f"horizons, or borrow: fixed={{'alpha_{name}': …}} from another family."
                 )
         free = len(self.parameters) - len(self.fixed)
         if len(columns["loss"]) < free:
