@@ -24,6 +24,7 @@ _HOME = {
     "series": ("train_series",),
     "runs": ("Run", "Series"),
     "laws": ("ChinchillaLaw", "KaplanLaw", "KaplanStepLaw", "PowerLaw", "ScalingLaw"),
+    "readers": ("RunTable", "read_runs"),
     "data": ("DataConfig", "prepare_data"),
 }
 _MODULE_OF = {name: module for module, names in _HOME.items() for name in names}
@@ -57,6 +58,7 @@ if TYPE_CHECKING:
         MuReadout,
     )
     from hf_muscaling.optim import MuAdamW, MuSGD, mu_param_groups
+    from hf_muscaling.readers import RunTable, read_runs
     from hf_muscaling.runs import Run, Series
     from hf_muscaling.series import train_series
     from hf_muscaling.trainer import MuTrainer, MuTrainingArguments

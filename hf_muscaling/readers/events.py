@@ -13,6 +13,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from ..errors import RecordError
 from .files import read_bytes, refuse
 
 CHECKED = 1 << 17  #: longer records are images, graphs and histograms: skipped, not checksummed
@@ -44,6 +45,8 @@ def read_events(path: Path) -> Events:
     try:
         for record in _records(data, path, events):
             _read_event(record, events)
+    except RecordError:
+        raise
     except (ValueError, struct.error, IndexError) as error:
         refuse(path, f"it is not a TensorBoard event file ({str(error)[:60]})", "Copy it again, or move it away.")
     return events

@@ -22,7 +22,8 @@ ALIASES: dict[str, tuple[str, ...]] = {
         "throughput/total_tokens", "train/tokens", "train/tokens_seen",
     ),
     "C": ("C", "flops", "flop", "training_flops", "training flop", "compute"),
-    "step": ("step", "steps", "S", "_step", "global_step", "train/global_step", "iteration", "iter"),
+    "step": ("step", "_step", "global_step", "train/global_step", "iteration", "iter"),
+    "S": ("S", "steps", "n_steps", "num_steps", "train_steps"),
     "B": (
         "B", "batch_tokens", "batch_size_in_tokens", "tokens_per_batch", "tokens_per_step",
         "tokens_per_training_batch", "batch_size_tokens",

@@ -59,7 +59,7 @@ class _Builder:
         self._keep_rows_with(loss_name)
         self.out["loss"] = self._column("loss", loss_name)
         self._parameters()
-        for name in ("step", "D", "B", "C", "weight"):
+        for name in ("step", "S", "D", "B", "C", "weight"):
             self._known(name)
         self._derive()
         self._drop_the_start()
@@ -240,25 +240,25 @@ class _Builder:
 
     def _derive(self) -> None:
         out, given = self.out, self.given
-        if "D" not in out and "step" in out and "B" in out:
-            out["D"] = out["B"] * out["step"]
+        if "S" not in out and "step" in out:
+            out["S"] = out["step"].copy()
+        if "D" not in out and "S" in out and "B" in out:
+            out["D"] = out["B"] * out["S"]
         elif "D" not in out and "C" in out and "N" in out and "C" not in given.need:
             out["D"] = out["C"] / (6 * out["N"])
             self.notes.append("D = C/(6·N): the file gives compute, not tokens")
-        if "D" in out and "step" in out and "B" not in out and (out["step"] > 0).all():
-            out["B"] = out["D"] / out["step"]
-        if "D" in out and "B" in out and "step" not in out:
+        if "D" in out and "S" in out and "B" not in out and (out["S"] > 0).all():
+            out["B"] = out["D"] / out["S"]
+        if "D" in out and "B" in out and "S" not in out:
             out["S"] = out["D"] / out["B"]
-        elif "step" in out:
-            out["S"] = out["step"].copy()
         if "C" not in out and "N" in out and "D" in out:
             out["C"] = 6 * out["N"] * out["D"]
         for name in given.need:
             if name not in out:
                 self._ask(name if name in _ASK else "N", f"its columns are {', '.join(list(self.raw)[:12])}")
-        if "D" not in out and "step" in out:
+        if "D" not in out and "S" in out:
             self.notes.append("tokens are unknown: pass B= (tokens per step) for laws in D")
-        if "run_id" not in out:
+        if "run_id" not in out and "step" not in out:
             self.notes.append("no run_id: every row counts as a run of its own")
 
     def _finish(self, unit: str) -> None:

@@ -51,12 +51,15 @@ def read_trainer(folder: str | os.PathLike[str], **options: Any) -> RunTable:
         counted = _count(config, name, given, notes)
         known = {"run_id": name} | _sizes(counted)
         logged = [r for r in history if isinstance(r, Mapping) and any(k.endswith("loss") for k in r)]
-        if not any(_positive(row.get("num_input_tokens_seen")) for row in logged):
-            known |= _batch(state.get("total_flos"), state.get("global_step"), counted, notes)
+        batch = None
+        if given.B is None and not any(_positive(row.get("num_input_tokens_seen")) for row in logged):
+            batch = _batch(state.get("total_flos"), state.get("global_step"), counted, notes)
         for row in logged:
             kept = {k: v for k, v in row.items() if isinstance(k, str) and (k.endswith("loss") or k == "step")}
             if _positive(row.get("num_input_tokens_seen")):
                 kept["D"] = row["num_input_tokens_seen"]
+            elif batch is not None and _positive(row.get("step")):
+                kept["D"] = batch * row["step"]
             rows.append({k: v for k, v in kept.items() if k not in _AVERAGED} | known)
     return _finish(rows, root, given, notes)
 
@@ -89,12 +92,15 @@ def read_tensorboard(folder: str | os.PathLike[str], **options: Any) -> RunTable
         known = {"run_id": name} | _sizes(counted)
         flos = events.scalars.get("train/total_flos") or {}
         tokens = find_column(events.scalars, ALIASES["D"])
-        if tokens is None and flos:
-            known |= _batch(flos[max(flos)], max(flos), counted, notes)
+        batch = None
+        if given.B is None and tokens is None and flos:
+            batch = _batch(flos[max(flos)], max(flos), counted, notes)
         for step in sorted({step for values in tags.values() for step in values}):
             row = {tag: values[step] for tag, values in tags.items() if step in values}
             if tokens is not None and finite(events.scalars[tokens].get(step)):
                 row["D"] = events.scalars[tokens][step]
+            elif batch is not None:
+                row["D"] = batch * step
             rows.append(row | known | {"step": step})
     return _finish(rows, root, given, notes)
 
@@ -159,12 +165,12 @@ def _sizes(counted: Counted | None) -> dict[str, Any]:
     return {} if counted is None else {"N": counted.N, "N_non_embedding": counted.N_non_embedding}
 
 
-def _batch(flos: Any, step: Any, counted: Counted | None, notes: dict[str, None]) -> dict[str, float]:
-    """Tokens per optimizer step from Trainer's `total_flos` at a step, {} when that is not possible."""
+def _batch(flos: Any, step: Any, counted: Counted | None, notes: dict[str, None]) -> float | None:
+    """Tokens per optimizer step from Trainer's `total_flos` at a step, None when that is not possible."""
     if counted is None or not _positive(flos) or not _positive(step):
-        return {}
+        return None
     notes["tokens per step from total_flos = 6·tokens·(parameters outside embeddings), as Trainer counts them"] = None
-    return {"B": counted.tokens(float(flos)) / float(step)}
+    return counted.tokens(float(flos)) / float(step)
 
 
 def _positive(value: Any) -> bool:

@@ -198,7 +198,13 @@ class TestLadder:
         folder.mkdir()
         for _, n, curve in RUNS:
             rows = [[s, d, TOKENS_PER_STEP, loss, loss + 1] for s, d, loss in curve]
-            header = ["_step", "throughput/total_tokens", "batch_size_in_tokens", self.LOSS, "eval/pile/CrossEntropyLoss"]
+            header = [
+                "_step",
+                "throughput/total_tokens",
+                "batch_size_in_tokens",
+                self.LOSS,
+                "eval/pile/CrossEntropyLoss",
+            ]
             write_csv(folder / f"{n / 1e6:g}M-1xC.csv", header, rows)
         return folder
 
@@ -302,7 +308,10 @@ def clean(table):
 
 
 CELLS = st.one_of(
-    st.floats().map(repr), st.integers().map(str), st.text(max_size=8), st.sampled_from(["", "NaN", "7B", "1e400", "-0"])
+    st.floats().map(repr),
+    st.integers().map(str),
+    st.text(max_size=8),
+    st.sampled_from(["", "NaN", "7B", "1e400", "-0"]),
 )
 NAMES = st.sampled_from(["N", "D", "loss", "step", "run", "a - loss", "params", "B", "ppl", "seed", "flops"])
 
@@ -343,3 +352,10 @@ def test_any_json_is_read_or_refused(tmp_path, document):
             clean(read_runs(tmp_path / "f.json", format=format))
         except MuScalingError as error:
             assert str(error)
+
+
+def test_steps_of_finished_runs_are_no_checkpoints(tmp_path):
+    """`S` says how long a run was; only `step` makes rows of one size checkpoints of one run."""
+    path = write_csv(tmp_path / "t.csv", ["N", "S", "B", "loss"], [[1e6, 100, 10, 3.0], [1e6, 200, 10, 2.9]])
+    table = read_runs(path)
+    assert "step" not in table and table["D"].tolist() == [1000, 2000]
