@@ -2,6 +2,7 @@
 
 from .base import Evaluation, ExtrapolationWarning, IdentificationWarning, Prediction, ScalingLaw
 from .chinchilla import ChinchillaLaw
+from .evaluation import Extrapolation, Target, evaluate_extrapolation
 from .kaplan import KaplanLaw
 from .kaplan_step import KaplanStepLaw
 from .power import PowerLaw
@@ -9,6 +10,7 @@ from .power import PowerLaw
 __all__ = [
     "ChinchillaLaw",
     "Evaluation",
+    "Extrapolation",
     "ExtrapolationWarning",
     "IdentificationWarning",
     "KaplanLaw",
@@ -16,4 +18,6 @@ __all__ = [
     "PowerLaw",
     "Prediction",
     "ScalingLaw",
+    "Target",
+    "evaluate_extrapolation",
 ]
