@@ -23,7 +23,15 @@ _HOME = {
     "trainer": ("MuTrainer", "MuTrainingArguments"),
     "series": ("train_series",),
     "runs": ("Run", "Series"),
-    "laws": ("ChinchillaLaw", "KaplanLaw", "KaplanStepLaw", "PowerLaw", "ScalingLaw", "evaluate_extrapolation"),
+    "laws": (
+        "ChinchillaLaw",
+        "KaplanLaw",
+        "KaplanStepLaw",
+        "PowerLaw",
+        "ScalingLaw",
+        "evaluate_extrapolation",
+        "extrapolation_grid",
+    ),
     "readers": ("RunTable", "read_runs"),
     "data": ("DataConfig", "prepare_data"),
 }
@@ -47,7 +55,9 @@ def __dir__() -> list[str]:
 if TYPE_CHECKING:
     from hf_muscaling.counting import count_parameters, training_flops
     from hf_muscaling.data import DataConfig, prepare_data
-    from hf_muscaling.laws import ChinchillaLaw, KaplanLaw, KaplanStepLaw, PowerLaw, ScalingLaw, evaluate_extrapolation
+    from hf_muscaling.laws import ChinchillaLaw, KaplanLaw, KaplanStepLaw, PowerLaw, ScalingLaw
+    from hf_muscaling.laws.evaluation import evaluate_extrapolation
+    from hf_muscaling.laws.grid import extrapolation_grid
     from hf_muscaling.models import (
         MuGPT2Config,
         MuGPT2LMHeadModel,

@@ -17,13 +17,29 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--version", action="version", version=f"hf_muscaling {__version__}")
     commands = parser.add_subparsers(dest="command", required=True)
     commands.add_parser("run-series", help="train a series, fit its law, predict a larger model", add_help=False)
+    commands.add_parser("fit", help="fit a law to runs you already have, predict a larger one", add_help=False)
+    commands.add_parser("evaluate", help="score a law at the largest of the runs you already have", add_help=False)
     namespace, rest = parser.parse_known_args(arguments)
-    return {"run-series": run_series}[namespace.command](rest)
+    return {"run-series": run_series, "fit": fit, "evaluate": evaluate}[namespace.command](rest)
 
 
 def run_series(arguments: Sequence[str] | None = None, description: str | None = None) -> int:
     """Run the experiment that the flags describe and print its prediction; returns the exit status."""
     return guarded(lambda: _run_series(arguments, description))
+
+
+def fit(arguments: Sequence[str]) -> int:
+    """Fit a law to a file or folder of runs and predict larger ones; returns the exit status."""
+    from hf_muscaling import law_commands
+
+    return guarded(lambda: law_commands.fit(arguments))
+
+
+def evaluate(arguments: Sequence[str]) -> int:
+    """Score a law at the largest runs of a file or folder; returns the exit status."""
+    from hf_muscaling import law_commands
+
+    return guarded(lambda: law_commands.evaluate(arguments))
 
 
 def guarded(job: Callable[[], None]) -> int:

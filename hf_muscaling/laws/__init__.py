@@ -3,6 +3,7 @@
 from .base import Evaluation, ExtrapolationWarning, IdentificationWarning, Prediction, ScalingLaw
 from .chinchilla import ChinchillaLaw
 from .evaluation import Extrapolation, Target, evaluate_extrapolation
+from .grid import ExtrapolationGrid, extrapolation_grid
 from .kaplan import KaplanLaw
 from .kaplan_step import KaplanStepLaw
 from .power import PowerLaw
@@ -11,6 +12,7 @@ __all__ = [
     "ChinchillaLaw",
     "Evaluation",
     "Extrapolation",
+    "ExtrapolationGrid",
     "ExtrapolationWarning",
     "IdentificationWarning",
     "KaplanLaw",
@@ -20,4 +22,5 @@ __all__ = [
     "ScalingLaw",
     "Target",
     "evaluate_extrapolation",
+    "extrapolation_grid",
 ]

@@ -169,7 +169,8 @@ def _summed(found: Sequence[Target], skipped: Sequence[str], law: ScalingLaw, le
 def _prototype(law: Any) -> ScalingLaw:
     """A fresh, unfitted law with the same settings."""
     if inspect.isclass(law) and issubclass(law, ScalingLaw) and law.objectives:
-        return law()
+        build: Any = law
+        return build()
     if isinstance(law, ScalingLaw):
         return type(law)(**law.settings())
     raise ConfigurationError(
