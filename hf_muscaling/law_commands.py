@@ -89,7 +89,8 @@ def evaluate(arguments: Sequence[str]) -> None:
                 )  # fmt: skip
         except FitError as error:
             reasons.append(error)
-            print(f"\n{family or 'table'}: {error}")
+            if family is not None:
+                print(f"\n{family}: {error}")
             continue
         print(f"\n{f'{family}: ' if family else ''}{found}")
     if len(reasons) == len(families):

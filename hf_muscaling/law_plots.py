@@ -24,7 +24,8 @@ def plot_fit(law: ScalingLaw, table: Mapping[str, Any], predictions: Sequence[Pr
     """Draw a fitted law over the rows of a table: measured losses and fit, a colour a size, and the relative residuals.
 
     The x axis is tokens or steps where the law has them, else its own variable; beyond the largest fitted value it is
-    shaded. `predictions` are drawn with their intervals. Losses in nats per token.
+    shaded. Rows before the fitted range (the window) may leave the residuals' panel. `predictions` are drawn with their
+    intervals. Losses in nats per token.
     """
     axis = next((name for name in ("D", "S", "C", "N") if name in law.variables), law.variables[0])
     columns = {name: np.asarray(table[column], float) for name, column in law.columns.items()}
@@ -47,7 +48,11 @@ def plot_fit(law: ScalingLaw, table: Mapping[str, Any], predictions: Sequence[Pr
             above.plot(x, fitted, "-", color=colour, lw=1.2)
     for p in predictions:
         _draw_prediction(above, p, axis)
-    end = law.range_[axis][1]
+    start, end = law.range_[axis]
+    fitted = (columns[axis] >= start) & (columns[axis] <= end)
+    at = [columns[name][fitted] for name in law.variables]
+    residual = 100 * np.abs(loss[fitted] / np.asarray(law.loss(*at, *law.params_.values()), float) - 1)
+    widest = 1.5 * max(float(residual.max(initial=0.0)), 1e-3)
     right = max([end, *(float(np.max(p.at[axis])) for p in predictions)]) * 1.3
     for axes in (above, below):
         axes.axvspan(end, right, color="#f2b134", alpha=0.14, lw=0)
@@ -58,7 +63,7 @@ def plot_fit(law: ScalingLaw, table: Mapping[str, Any], predictions: Sequence[Pr
     above.yaxis.set_minor_formatter(lambda value, _: f"{value:.2f}")
     above.legend(frameon=False, fontsize=8, ncol=2)
     below.axhline(0.0, color="black", lw=0.8)
-    below.set(xlabel=_UNITS.get(axis, axis), ylabel="measured over fit, %")
+    below.set(xlabel=_UNITS.get(axis, axis), ylabel="measured over fit, %", ylim=(-widest, widest))
     below.xaxis.set_minor_formatter(NullFormatter())
     return figure
 

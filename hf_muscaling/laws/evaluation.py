@@ -141,8 +141,8 @@ def evaluate_extrapolation(
     skipped: list[str] = []
     fitted = None
     for rows in origins:
-        train = runs.before(rows, seen, models)
         try:
+            train = runs.before(rows, seen, models)
             fitted = _fit(_prototype(prototype), runs.take(train))
             found += _score(fitted, runs, rows, train, last, level)
         except FitError as error:
