@@ -9,7 +9,7 @@ from typing import Any
 
 from ..errors import ConfigurationError
 from .exports import is_chart, read_colpret, read_ladder, read_table, read_tracker
-from .files import find, read_table_file, refuse
+from .files import column_names, find, refuse
 from .names import ALIASES, find_column
 from .table import RunTable
 from .training_logs import read_series, read_tensorboard, read_trainer
@@ -68,14 +68,14 @@ def detect_format(path: str | os.PathLike[str]) -> str:
                 "it holds no trainer_state.json, run.json, event files or CSVs",
                 f"Point at the folder of the runs, or name the format: {', '.join(FORMATS)}.",
             )
-        return "ladder" if "batch_size_in_tokens" in read_table_file(tables[0]) else "tracker"
+        return "ladder" if "batch_size_in_tokens" in column_names(tables[0]) else "tracker"
     if path.name == "trainer_state.json":
         return "trainer"
     if path.name == "run.json":
         return "series"
     if "tfevents" in path.name:
         return "tensorboard"
-    raw = read_table_file(path)
+    raw = column_names(path)
     if is_chart(raw):
         return "tracker"
     if "loss_cols" in raw or {"num_params", "model_name"} <= set(raw) and {"tokens_seen", "token_num"} & set(raw):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import ast
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +17,11 @@ from .tidy import tidy
 from .training_logs import losses_of_every_run
 
 LADDER_LOSS = "eval/c4_en-validation/CrossEntropyLoss"
-_STEPS = ("step", "_step", "global_step", "train/global_step")
+_STEPS = ("train/global_step", "global_step", "step", "_step")
+_COUNTER = (
+    "steps are the tracker's own counter, which may count log calls: where it differs from optimizer steps, export "
+    "train/global_step or tokens as the x axis"
+)
 _BOUNDS = ("__MIN", "__MAX")
 
 
@@ -61,12 +65,15 @@ def read_tracker(path: str | os.PathLike[str], **options: Any) -> RunTable:
     if name is None:
         refuse(path, "its files name their runs in different columns", "Read them one by one.")
     losses = losses_of_every_run({**raw, "run_id": raw[name]}, LOSSES)
-    return tidy(raw, path.name, given, losses=losses)
+    notes = [_COUNTER] if "tracker step" in raw or find_column(raw, ALIASES["step"]) == "_step" else []
+    if "tracker step" in raw:
+        raw["step"] = raw.pop("tracker step")
+    return tidy(raw, path.name, given, notes, losses)
 
 
-def is_chart(raw: RawTable) -> bool:
+def is_chart(names: Iterable[str]) -> bool:
     """Whether columns are those of a wandb chart: one x, and `run - metric` for the rest."""
-    first, *rest = raw
+    first, *rest = [name for name in names if name] or [""]
     return bool(rest) and " - " not in first and all(" - " in name for name in rest)
 
 
@@ -83,7 +90,9 @@ def _chart(raw: RawTable, path: Path, given: Given) -> RawTable:
             f"{path.name} does not say which column is the loss; its metrics are {', '.join(metrics[:8])}: pass loss=… "
             "(--loss on the command line), the name of the column."
         )
-    out: RawTable = {"run_id": [], "step": [], "D": [], chosen: []}
+    own = x.lower() == "step" and not any(name.endswith(" - train/global_step") for name in series)
+    clock = "tracker step" if own else "step"
+    out: RawTable = {"run_id": [], clock: [], "D": [], chosen: []}
     for column, (run, metric) in zip((n for n in series if not n.endswith(_BOUNDS)), parsed, strict=True):
         if metric != chosen:
             continue
@@ -93,7 +102,7 @@ def _chart(raw: RawTable, path: Path, given: Given) -> RawTable:
         for step, tokens, loss in zip(steps, raw[x], raw[column], strict=True):
             if loss not in (None, ""):
                 out["run_id"].append(run)
-                out["step"].append(step)
+                out[clock].append(step)
                 out["D"].append(tokens if as_tokens else None)
                 out[chosen].append(loss)
     if not out["run_id"]:

@@ -126,6 +126,24 @@ def _check_distinct(path: Any, names: list[str]) -> None:
         seen.add(name)
 
 
+def column_names(path: Path) -> list[str]:
+    """The columns of a table file; of a CSV only the first line is read."""
+    suffix = (path.with_suffix("") if path.suffix == ".gz" else path).suffix.lower()
+    if suffix not in (".csv", ".tsv", ".txt"):
+        return list(read_table_file(path))
+    _check_there(path)
+    try:
+        with gzip.open(path) if path.suffix == ".gz" else open(path, "rb") as handle:
+            line = handle.readline(1 << 24).decode("utf-8-sig")
+    except (OSError, EOFError, ValueError, zlib.error) as error:
+        refuse(path, f"it cannot be opened as text ({str(error)[:100]})", "Save it as UTF-8 CSV.")
+    delimiter = max(",\t;", key=line.count)
+    try:
+        return [name.strip() for name in next(csv.reader([line], delimiter=delimiter), [])]
+    except csv.Error as error:
+        refuse(path, f"its first line is not CSV ({error})", "Export it again.")
+
+
 def columns_of(records: list[Any], path: Any) -> RawTable:
     """Raw columns of a list of JSON objects; nested objects and lists are left out."""
     if not records:

@@ -7,6 +7,8 @@ import re
 from collections.abc import Iterable
 from typing import Any
 
+import numpy as np
+
 ALIASES: dict[str, tuple[str, ...]] = {
     "N": (
         "N", "params", "n_params", "num_params", "num_parameters", "n_parameters", "parameters", "total_params",
@@ -22,7 +24,7 @@ ALIASES: dict[str, tuple[str, ...]] = {
         "throughput/total_tokens", "train/tokens", "train/tokens_seen",
     ),
     "C": ("C", "flops", "flop", "training_flops", "training flop", "compute"),
-    "step": ("step", "_step", "global_step", "train/global_step", "iteration", "iter"),
+    "step": ("train/global_step", "global_step", "step", "_step", "iteration", "iter"),
     "S": ("S", "steps", "n_steps", "num_steps", "train_steps"),
     "B": (
         "B", "batch_tokens", "batch_size_in_tokens", "tokens_per_batch", "tokens_per_step",
@@ -87,7 +89,22 @@ def number(cell: Any, short: bool = False) -> float | None:
         return None
     if short and (match := _SHORT.fullmatch(text)):
         return float(match[1]) * _SUFFIX[match[2].lower()]
-    return float(text.replace("_", "x"))  # float() would read 1_000
+    return float(text)
+
+
+def numbers(cells: list[Any]) -> np.ndarray | None:
+    """All cells as floats at once, None when one of them needs a closer look; for tables of a million rows.
+
+    >>> numbers(["1", "2.5"]), numbers(["1", "NA"])
+    (array([1. , 2.5]), None)
+    """
+    kinds = set(map(type, cells))
+    if kinds <= {str} or kinds <= {int, float}:
+        try:
+            return np.array(cells).astype(float) if kinds == {str} else np.array(cells, float)
+        except (ValueError, OverflowError):
+            pass  # an empty cell, a suffix, a word: `number` says which
+    return None
 
 
 def size_in_name(name: str) -> float | None:

@@ -14,7 +14,7 @@ import numpy as np
 
 from ..errors import ConfigurationError, RecordError, UnknownQuantityError
 from .files import RawTable
-from .names import ALIASES, LOSSES, PERPLEXITY, find_column, number, size_in_name
+from .names import ALIASES, LOSSES, MISSING, PERPLEXITY, find_column, number, numbers, size_in_name
 from .table import Given, RunTable
 
 ORDER = ("run_id", "family", "seed", "N", "N_non_embedding", "D", "step", "S", "B", "C", "weight", "loss")
@@ -79,7 +79,8 @@ class _Builder:
         self.rows = len(index)
 
     def _filter(self) -> None:
-        for name, value in (self.given.where or {}).items():
+        for key, value in (self.given.where or {}).items():
+            name = key if key in self.raw else find_column(self.raw, ALIASES.get(key, ())) or key
             if name not in self.raw:
                 self._no_column(name)
             keep = np.array([str(cell).strip() == str(value) for cell in self.raw[name]], bool)
@@ -89,6 +90,8 @@ class _Builder:
             self._take(keep)
 
     def _keep_rows_with(self, name: str) -> None:
+        if numbers(self.raw[name]) is not None:
+            return
         empty = np.array([_missing(cell) for cell in self.raw[name]], bool)
         if empty.any():
             if not empty.all():
@@ -175,37 +178,54 @@ class _Builder:
         stated = getattr(self.given, name, None)
         if stated is not None:
             self.out[name] = np.array(self._per_run(name, stated), float)
+            if name == "D":
+                self._spread_tokens()
             return
         column = find_column(self.raw, ALIASES[name])
         if column is not None and self._has_value(column):
-            if name in self.given.need or (name == "D" and "D" in self.given.need):
+            if name in self.given.need:
                 self.out[name] = self._column(name, column)
             else:
                 self._optional(name, column)
 
+    def _spread_tokens(self) -> None:
+        """D is what a run saw in all: its checkpoints saw D·step/(last step)."""
+        if "step" not in self.out or not (self.out["step"] > 0).any():
+            return
+        names = self.out.get("run_id", np.array([str(n) for n in self.out.get("N", np.zeros(self.rows))], object))
+        _, run = np.unique(names.astype(str), return_inverse=True)
+        end = np.zeros(run.max() + 1)
+        np.maximum.at(end, run.ravel(), self.out["step"])
+        if (end > 0).all() and len(end) < self.rows:
+            self.out["D"] = self.out["D"] * self.out["step"] / end[run.ravel()]
+            self.notes.append("D of a checkpoint = the given D times its share of the run's logged steps")
+
     def _optional(self, name: str, column: str) -> None:
         """A column that no law asked for: taken when every row has a usable value, left out with a note otherwise."""
+        fast = numbers(self.raw[column])
         try:
-            values = [number(cell, short=True) for cell in self.raw[column]]
+            values = [number(cell, short=True) for cell in self.raw[column]] if fast is None else list(fast)
         except ValueError:
             values = [None]
-        floor = -math.inf if name in ("step", "D") else 0.0
-        if all(v is not None and math.isfinite(v) and v > floor and v >= 0 for v in values):
+        least = 0.0 if name in ("step", "D") else math.ulp(0.0)  # a run starts at step 0
+        if all(v is not None and math.isfinite(v) and v >= least for v in values):
             self.out[name] = np.array(values, float)
         else:
             self.notes.append(f"{name} is incomplete ({column!r}) and was left out")
 
     def _column(self, name: str, column: str) -> np.ndarray:
         """A column that must be usable in every row; D = 0 is let through, the start of a run."""
+        start = name in ("D", "step")
+        fast = numbers(self.raw[column])
+        if fast is not None and np.isfinite(fast).all() and ((fast >= 0) if start else (fast > 0)).all():
+            return fast
         values, bad = np.full(self.rows, np.nan), np.zeros(self.rows, bool)
         for row, cell in enumerate(self.raw[column]):
             try:
                 value = number(cell, short=name != "loss")
             except ValueError:
                 value = None
-            usable = (
-                value is not None and math.isfinite(value) and (value > 0 or (value == 0 and name in ("D", "step")))
-            )
+            usable = value is not None and math.isfinite(value) and (value > 0 or (value == 0 and start))
             values[row], bad[row] = (value if usable else np.nan), not usable
         if bad.any():
             row = int(np.argmax(bad))
@@ -284,7 +304,4 @@ class _Builder:
 
 
 def _missing(cell: Any) -> bool:
-    try:
-        return number(cell) is None
-    except ValueError:
-        return False
+    return cell is None or (isinstance(cell, str) and cell.strip().lower() in MISSING)

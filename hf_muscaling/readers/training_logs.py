@@ -17,7 +17,7 @@ from ..runs import Run
 from .configs import Counted, count_config
 from .events import Events, finite, read_events
 from .files import RawTable, columns_of, find, read_json, refuse
-from .names import ALIASES, LOSSES, find_column, number
+from .names import ALIASES, LOSSES, MISSING, find_column
 from .table import Given, RunTable
 from .tidy import tidy
 
@@ -209,14 +209,11 @@ def losses_of_every_run(raw: RawTable, order: Iterable[str]) -> tuple[str, ...]:
     for alias in order:
         column = find_column(raw, [alias])
         if column is not None:
-            have = {run for run, cell in zip(raw["run_id"], raw[column], strict=True) if not _empty(cell)}
+            have = {
+                run
+                for run, cell in zip(raw["run_id"], raw[column], strict=True)
+                if cell is not None and str(cell).strip().lower() not in MISSING
+            }
             if have == runs:
                 shared.append(alias)
     return tuple(shared) or order
-
-
-def _empty(cell: Any) -> bool:
-    try:
-        return number(cell) is None
-    except ValueError:
-        return False

@@ -359,3 +359,23 @@ def test_steps_of_finished_runs_are_no_checkpoints(tmp_path):
     path = write_csv(tmp_path / "t.csv", ["N", "S", "B", "loss"], [[1e6, 100, 10, 3.0], [1e6, 200, 10, 2.9]])
     table = read_runs(path)
     assert "step" not in table and table["D"].tolist() == [1000, 2000]
+
+
+def test_a_trackers_own_counter_is_pointed_out(chart, tmp_path):
+    """wandb's Step may count log calls; a column of true steps wins, and where there is none the notes warn."""
+    assert any("own counter" in note for note in read_runs(chart, N=N_OF, B=1).notes)
+    path = write_csv(tmp_path / "h.csv", ["_step", "train/global_step", "loss"], [[1, 100, 3.0], [2, 200, 2.9]])
+    table = read_runs(path, N=1e6, B=10)
+    assert table["D"].tolist() == [1000, 2000] and not any("own counter" in note for note in table.notes)
+
+
+def test_total_tokens_are_spread_over_checkpoints(tmp_path):
+    rows = [["a", 10, 3.0], ["a", 20, 2.9], ["b", 40, 2.8]]
+    path = write_csv(tmp_path / "h.csv", ["run", "global_step", "loss"], rows)
+    assert read_runs(path, N=1e6, D={"a": 1000, "b": 800})["D"].tolist() == [500, 1000, 800]
+
+
+def test_where_knows_the_usual_names(tmp_path):
+    rows = [["m", "x", 1e6, 1e8, 3.0], ["n", "y", 1e6, 1e8, 2.9]]
+    path = write_csv(tmp_path / "t.csv", ["model_name", "scaled_set", "num_params", "tokens_seen", "loss"], rows)
+    assert read_runs(path, where={"family": "y"})["loss"].tolist() == [2.9]
