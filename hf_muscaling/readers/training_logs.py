@@ -204,16 +204,14 @@ def losses_of_every_run(raw: RawTable, order: Iterable[str]) -> tuple[str, ...]:
     Otherwise a run without held-out losses would vanish from the table because the others have them.
     """
     order = tuple(order)
-    runs = set(raw["run_id"])
+    runs_of = raw["run_id"]
+    runs = set(runs_of)
     shared = []
     for alias in order:
         column = find_column(raw, [alias])
         if column is not None:
-            have = {
-                run
-                for run, cell in zip(raw["run_id"], raw[column], strict=True)
-                if cell is not None and str(cell).strip().lower() not in MISSING
-            }
+            cells = zip(runs_of, raw[column], strict=True)
+            have = {run for run, cell in cells if cell is not None and str(cell).strip().lower() not in MISSING}
             if have == runs:
                 shared.append(alias)
     return tuple(shared) or order
