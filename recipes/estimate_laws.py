@@ -16,7 +16,7 @@ from hf_muscaling.cli import guarded
 
 def parse(arguments: list[str]) -> argparse.Namespace:
     """The recipe's flags, on top of the readers'."""
-    from hf_muscaling.law_commands import LAWS, add_reader_flags
+    from hf_muscaling.commands.law_flags import LAWS, add_reader_flags
 
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add_reader_flags(parser)
@@ -39,7 +39,7 @@ def main() -> None:
     from tqdm.auto import tqdm
 
     from hf_muscaling import extrapolation_grid
-    from hf_muscaling.law_commands import make_law, read
+    from hf_muscaling.commands.law_flags import make_law, read
     from hf_muscaling.law_plots import plot_extrapolation_grid
     from hf_muscaling.laws.grid import PERCENTAGES
     from hf_muscaling.plotting import save_figure

@@ -1,4 +1,4 @@
-"""The bodies of `muscaling fit` and `muscaling evaluate`: a table of last year's runs in, a prediction out."""
+"""The flags of the commands and recipes that fit laws to runs of any origin: the path, what it lacks, and the law."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from hf_muscaling.errors import ConfigurationError, FitError, RecordError
-from hf_muscaling.laws import ChinchillaLaw, KaplanLaw, KaplanStepLaw, PowerLaw, ScalingLaw, evaluate_extrapolation
+from hf_muscaling.errors import ConfigurationError, RecordError
+from hf_muscaling.laws import ChinchillaLaw, KaplanLaw, KaplanStepLaw, PowerLaw, ScalingLaw
 from hf_muscaling.readers import FORMATS, RunTable, read_runs
 
 LAWS: dict[str, tuple[Callable[..., ScalingLaw], dict[str, Any]]] = {
@@ -23,81 +23,6 @@ LAWS: dict[str, tuple[Callable[..., ScalingLaw], dict[str, Any]]] = {
     "power-C": (PowerLaw, {"variable": "C"}),
 }
 """Names of laws on the command line: L(N, D) of Hoffmann and of Kaplan, L(N, S, B), and L(N), L(D), L(C)."""
-
-
-def fit(arguments: Sequence[str]) -> None:
-    """Read runs, fit a law, print its summary and the predictions asked for; plot and save it on request."""
-    parser = _parser(
-        "muscaling fit",
-        "Fit a scaling law to runs you already have and predict a larger one.",
-        "example: muscaling fit runs.csv --law chinchilla --predict N=7e9 D=2e12 --plot law.png --save law.json",
-    )
-    parser.add_argument(
-        "--predict", nargs="+", action="append", metavar="X=VALUE", default=[],
-        help="a run to predict, one value a variable of the law (N=7e9 D=2e12); may be repeated",
-    )  # fmt: skip
-    parser.add_argument("--plot", metavar="PNG", help="draw the fit, its residuals and the predictions")
-    parser.add_argument("--save", metavar="JSON", help="store the fitted law; ScalingLaw.from_json reads it")
-    args = parser.parse_args(list(arguments))
-    law = make_law(args.law, args)
-    table = read(args, law)
-    _one_family(table)
-    points = [_assignments(words, "--predict") for words in args.predict]
-    with _as_notes():
-        law.fit(table)
-        predictions = [law.predict(level=args.level, **point) for point in points]
-    print(f"{table}\n\n{law.summary()}")
-    for prediction in predictions:
-        print(f"\n{prediction}")
-    if args.save:
-        law.to_json(_target(args.save, ".json"))
-        print(f"\nLaw: {args.save}")
-    if args.plot:
-        from hf_muscaling.law_plots import plot_fit
-        from hf_muscaling.plotting import save_figure
-
-        save_figure(plot_fit(law, table, predictions), _target(args.plot, ".png"))
-        print(f"\nPlot: {args.plot}")
-
-
-def evaluate(arguments: Sequence[str]) -> None:
-    """Read runs and print how well a law fitted on the small ones predicts the large ones, a family at a time."""
-    parser = _parser(
-        "muscaling evaluate",
-        "Fit on the small runs, score at the large ones: ARE, coverage and width of the interval.",
-        "example: muscaling evaluate runs.csv --law chinchilla --target rolling",
-    )
-    parser.add_argument(
-        "--target", default="largest", help="largest (default), rolling, a number of parameters, a run_id"
-    )
-    parser.add_argument("--seen", type=float, default=1.0, help="fit on this first share of each small run's training")
-    parser.add_argument("--models", type=int, help="fit on this many of the smallest models")
-    parser.add_argument("--last", type=float, default=0.3, help="score this last share of a target's training")
-    args = parser.parse_args(list(arguments))
-    law = make_law(args.law, args)
-    table = read(args, law)
-    print(table)
-    families: list[str | None] = [*table.families()] or [None]
-    reasons = []
-    for family in families:
-        part = table if family is None else table.take(table["family"] == family)
-        try:
-            with _as_notes():
-                found = evaluate_extrapolation(
-                    part, law, _number_or_text(args.target), seen=args.seen, models=args.models, last=args.last,
-                    level=args.level,
-                )  # fmt: skip
-        except FitError as error:
-            reasons.append(error)
-            if family is not None:
-                print(f"\n{family}: {error}")
-            continue
-        print(f"\n{f'{family}: ' if family else ''}{found}")
-    if len(reasons) == len(families):
-        raise reasons[0]
-
-
-# -- shared with recipes -----------------------------------------------------------------------------------------------
 
 
 def add_reader_flags(parser: argparse.ArgumentParser) -> None:
@@ -141,9 +66,6 @@ def make_law(name: str, args: argparse.Namespace) -> ScalingLaw:
     return build(**settings, **{key: value for key, value in options.items() if value is not None})
 
 
-# -- inside ------------------------------------------------------------------------------------------------------------
-
-
 class _Parser(argparse.ArgumentParser):
     """Errors as the project's own, so that they read alike."""
 
@@ -151,7 +73,8 @@ class _Parser(argparse.ArgumentParser):
         raise ConfigurationError(f"{message}. `{self.prog} --help` lists the flags.")
 
 
-def _parser(prog: str, description: str, epilog: str) -> argparse.ArgumentParser:
+def law_parser(prog: str, description: str, epilog: str) -> argparse.ArgumentParser:
+    """A parser with the flags of the readers and of the law; its errors are ConfigurationErrors."""
     parser = _Parser(prog=prog, description=description, epilog=epilog)
     add_reader_flags(parser)
     add = parser.add_argument_group("the law").add_argument
@@ -178,7 +101,8 @@ def _stated(words: list[str] | None, flag: str) -> Any:
     return {run: _number(value, flag) for run, value in (_split(word, flag) for word in words)}
 
 
-def _assignments(words: Sequence[str], flag: str) -> dict[str, float]:
+def assignments(words: Sequence[str], flag: str) -> dict[str, float]:
+    """What `N=7e9 D=2T` says, as numbers."""
     return {name: _number(value, flag) for name, value in (_split(word, flag) for word in words)}
 
 
@@ -194,14 +118,16 @@ def _number(text: str, flag: str) -> float:
     return value
 
 
-def _number_or_text(text: str) -> Any:
+def number_or_text(text: str) -> Any:
+    """A number where the text is one, else the text."""
     try:
         return float(text)
     except ValueError:
         return text
 
 
-def _one_family(table: RunTable) -> None:
+def one_family(table: RunTable) -> None:
+    """Refuse a table of several families, naming the flag that chooses one."""
     if len(found := table.families()) > 1:
         raise ConfigurationError(
             f"{table.source} holds {len(found)} families ({', '.join(found[:4])}, …) and one law describes one. Choose "
@@ -209,7 +135,8 @@ def _one_family(table: RunTable) -> None:
         )
 
 
-def _target(path: str, ending: str) -> Path:
+def writable(path: str, ending: str) -> Path:
+    """A file to write, refused early when its folder is missing or its ending another."""
     target = Path(path)
     if target.suffix.lower() != ending:
         raise ConfigurationError(f"{path!r} must end in {ending}.")
@@ -218,7 +145,7 @@ def _target(path: str, ending: str) -> Path:
     return target
 
 
-class _as_notes(warnings.catch_warnings):
+class as_notes(warnings.catch_warnings):
     """Within it, warnings are printed as one paragraph each, without the line of code that raised them."""
 
     def __enter__(self) -> Any:

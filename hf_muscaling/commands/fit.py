@@ -1,0 +1,42 @@
+"""`muscaling fit`: a table of last year's runs in, a prediction with its interval out."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from .law_flags import as_notes, assignments, law_parser, make_law, one_family, read, writable
+
+
+def run(arguments: Sequence[str]) -> None:
+    """Read runs, fit a law, print its summary and the predictions asked for; plot and save it on request."""
+    parser = law_parser(
+        "muscaling fit",
+        "Fit a scaling law to runs you already have and predict a larger one.",
+        "example: muscaling fit runs.csv --law chinchilla --predict N=7e9 D=2e12 --plot law.png --save law.json",
+    )
+    parser.add_argument(
+        "--predict", nargs="+", action="append", metavar="X=VALUE", default=[],
+        help="a run to predict, one value a variable of the law (N=7e9 D=2e12); may be repeated",
+    )  # fmt: skip
+    parser.add_argument("--plot", metavar="PNG", help="draw the fit, its residuals and the predictions")
+    parser.add_argument("--save", metavar="JSON", help="store the fitted law; ScalingLaw.from_json reads it")
+    args = parser.parse_args(list(arguments))
+    law = make_law(args.law, args)
+    table = read(args, law)
+    one_family(table)
+    points = [assignments(words, "--predict") for words in args.predict]
+    with as_notes():
+        law.fit(table)
+        predictions = [law.predict(level=args.level, **point) for point in points]
+    print(f"{table}\n\n{law.summary()}")
+    for prediction in predictions:
+        print(f"\n{prediction}")
+    if args.save:
+        law.to_json(writable(args.save, ".json"))
+        print(f"\nLaw: {args.save}")
+    if args.plot:
+        from hf_muscaling.law_plots import plot_fit
+        from hf_muscaling.plotting import save_figure
+
+        save_figure(plot_fit(law, table, predictions), writable(args.plot, ".png"))
+        print(f"\nPlot: {args.plot}")
