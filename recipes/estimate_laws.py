@@ -8,8 +8,12 @@ Fits every law × window × number of models × percentage of training, scores e
 """
 
 import argparse
+import os
 import sys
 from pathlib import Path
+
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # the fits are small, and the processes share the cores
+os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
 
 from hf_muscaling.cli import guarded
 
@@ -27,6 +31,7 @@ def parse(arguments: list[str]) -> argparse.Namespace:
     parser.add_argument("--objective", help="what the fits minimise; each law's own by default")
     parser.add_argument("--target", default="largest", help="the run to predict, by default the largest")
     parser.add_argument("--checkpoints", type=int, default=30, help="rows kept of each run, evenly")
+    parser.add_argument("--processes", type=int, default=os.cpu_count() or 1, help="processes that share the fits")
     parser.add_argument("--output_dir", default="runs/estimate-laws")
     if not any(not word.startswith("-") for word in arguments[:1]):
         parser.set_defaults(path=None)
@@ -64,7 +69,7 @@ def main() -> None:
 
             grid = extrapolation_grid(
                 part, laws, args.windows, args.seen or PERCENTAGES, args.models, target=args.target,
-                checkpoints=args.checkpoints, progress=advance,
+                checkpoints=args.checkpoints, progress=advance, processes=args.processes,
             )  # fmt: skip
         name = "" if family is None else "-" + "".join(c if c.isalnum() else "_" for c in family)
         save_figure(plot_extrapolation_grid(grid, family or table.source), folder / f"heatmap{name}.png")

@@ -149,7 +149,7 @@ def run_recipe(monkeypatch, *words):
     return done.value.code
 
 
-SMALL = ["--laws", "chinchilla", "--windows", "0.3", "--seen", "0.5", "1", "--models", "4", "8"]
+SMALL = ["--laws", "chinchilla", "--windows", "0.3", "--seen", "0.5", "1", "--models", "4", "8", "--processes", "1"]
 
 
 def test_the_recipe_draws_its_own_example(tmp_path, monkeypatch, capsys):
@@ -163,6 +163,6 @@ def test_the_recipe_draws_its_own_example(tmp_path, monkeypatch, capsys):
 
 def test_the_recipe_reads_a_table(curves, tmp_path, monkeypatch, capsys):
     words = [curves, "--output_dir", tmp_path / "out", "--laws", "chinchilla", "--windows", "0.3", "--seen", "1"]
-    assert run_recipe(monkeypatch, *words) == 0
+    assert run_recipe(monkeypatch, *words, "--processes", 1) == 0
     assert "3 laws fitted" in capsys.readouterr().out
     assert run_recipe(monkeypatch, tmp_path / "missing.csv") == 2

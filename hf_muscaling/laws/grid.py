@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import time
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
+from multiprocessing import get_context
 from typing import Any
 
 import numpy as np
@@ -73,12 +75,14 @@ def extrapolation_grid(
     target: Any = "largest",
     checkpoints: int | None = 30,
     progress: Callable[[int, int], None] | None = None,
+    processes: int = 1,
 ) -> ExtrapolationGrid:
     """Fit every law on the first `seen` of the `models` smallest models, after leaving out the first `window` of what
     is left of each run, and score each at the target (`evaluate_extrapolation`, without intervals).
 
     `models` defaults to 3 up to all sizes below the target; `checkpoints` thins each run to about so many rows, evenly
-    (None keeps all); `progress(done, all)` is called after every fit. Cells that cannot be fitted are NaN.
+    (None keeps all); `progress(done, all)` is called after every fit; `processes` share the work. Cells that cannot be
+    fitted are NaN.
 
     Raises `ConfigurationError` without laws, `FitError` for a table with fewer than three sizes below the target.
     """
@@ -92,28 +96,49 @@ def extrapolation_grid(
         models = tuple(range(3, whole + 1))
         if not models:
             raise FitError(f"The table has {whole} sizes below the target; a map needs at least 3. Add sizes.")
-    are = np.full((len(laws), len(windows), len(models), len(seen)), np.nan)
-    start, fits, done = time.perf_counter(), 0, 0
-    for i, law in enumerate(laws.values()):
-        for j, window in enumerate(windows):
-            prototype = type(law)(**{**law.settings(), "window": window})
-            for k, count in enumerate(models):
-                for m, share in enumerate(seen):
-                    try:
-                        found = evaluate_extrapolation(raw, prototype, target, seen=share, models=count, level=None)
-                        are[i, j, k, m] = found.are
-                        fits += 1
-                    except FitError:
-                        pass  # the cell stays NaN: too few rows or sizes, which the map shows as blank
-                    done += 1
-                    if progress is not None:
-                        progress(done, are.size)
+    shape = (len(laws), len(windows), len(models), len(seen))
+    prototypes = [type(law)(**{**law.settings(), "window": w}) for law in laws.values() for w in windows]
+    cells = [(prototype, share, count, target) for prototype in prototypes for count in models for share in seen]
+    start, found = time.perf_counter(), []
+    for value in _evaluated(raw, cells, processes):
+        found.append(value)
+        if progress is not None:
+            progress(len(found), len(cells))
+    are = np.array(found).reshape(shape)
+    fits = int(np.isfinite(are).sum())
     if not fits:
         evaluate_extrapolation(raw, next(iter(laws.values())), target, level=None)  # raises the reason
     seconds = time.perf_counter() - start
     return ExtrapolationGrid(
         tuple(laws), tuple(map(float, windows)), tuple(models), tuple(map(float, seen)), are, fits, seconds
     )
+
+
+def _evaluated(raw: dict[str, np.ndarray], cells: Sequence[Any], processes: int) -> Iterator[float]:
+    """ARE of every cell in order, NaN where no law could be fitted (too few rows or sizes, blank in the map)."""
+    if processes <= 1:
+        _share(raw)
+        yield from map(_cell, cells)
+        return
+    with ProcessPoolExecutor(processes, get_context("spawn"), _share, (raw,)) as pool:
+        yield from pool.map(_cell, cells, chunksize=max(1, min(16, len(cells) // (4 * processes))))
+
+
+_TABLE: dict[str, np.ndarray] = {}
+
+
+def _share(raw: dict[str, np.ndarray]) -> None:
+    """Keep the table in this process, so that it travels once and not with every cell."""
+    _TABLE.clear()
+    _TABLE.update(raw)
+
+
+def _cell(task: tuple[ScalingLaw, float, int, Any]) -> float:
+    law, share, count, target = task
+    try:
+        return evaluate_extrapolation(_TABLE, law, target, seen=share, models=count, level=None).are
+    except FitError:
+        return float("nan")
 
 
 def _whole(raw: dict[str, np.ndarray], laws: Mapping[str, ScalingLaw], target: Any) -> int:
