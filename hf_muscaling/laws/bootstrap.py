@@ -8,13 +8,16 @@ from typing import Any
 
 import numpy as np
 
+from ..errors import FitError
 from .fitting import resampled
-from .intervals import DRIFT_POWER, RollingErrors, drift_quantiles, mixture_interval
-from .regression import RegressionLaw
-from .selection import run_index
+from .intervals import RollingErrors, drift_quantiles, mixture_interval
+from .regression import FLOOR, RegressionLaw
+from .selection import Columns, run_index
 
 DRAWS, SEED = 400, 0
-ORIGINS = (0.4, 0.55, 0.7, 0.85)
+ORIGINS = (0.5, 0.65, 0.8)  #: shares of the sizes kept
+HELD_GROUPS = 3
+DRIFT, DRIFT_WIDTH, DRIFT_POWER = 0.008, 0.7, 1.0
 
 
 class BootstrapLaw(RegressionLaw):
@@ -61,53 +64,94 @@ class BootstrapLaw(RegressionLaw):
     def _draws(self) -> dict[str, Any]:
         params = self._named(self._resample(DRAWS, SEED), self._fitted[1])
         turn = (0.5 + np.arange(DRAWS) * 0.6180339887498949) % 1
-        group = run_index(self._columns)
-        r = self._residuals(self._columns, self.params_)
-        dof = max(int(group.max()) + 1 - len(self.params_), 1)
+        sigma, dof = self._noise(self._columns, self.params_)
         chi = np.random.default_rng(SEED + 1).chisquare(dof, DRAWS) / dof
-        sigma = np.sqrt(np.mean(r**2) * len(r) / max(len(r) - len(self.params_), 1) / chi)
-        return {"params": params, "sigma": sigma, "tau": drift_quantiles(self._rolling(), turn)}
+        tau = drift_quantiles(self._rolling(), turn, DRIFT, DRIFT_WIDTH, DRIFT_POWER)
+        return {"params": params, "sigma": sigma / np.sqrt(chi), "tau": tau}
 
-    def _residuals(self, columns: dict[str, np.ndarray], params: dict[str, float]) -> np.ndarray:
+    def _noise(self, columns: Columns, params: dict[str, float]) -> tuple[float, float]:
+        """Standard deviation of one run's log loss about the law, near the large end, and its degrees of freedom."""
+        weight = self._row_weights(columns)
+        r = self._residuals(columns, params)
+        run = run_index(columns)
+        by_run = np.bincount(run, weight)
+        effective = float(by_run.sum() ** 2 / (by_run**2).sum())
+        rows = float(weight.sum() ** 2 / (weight**2).sum())
+        free = len(self.parameters) - len(self.fixed)
+        variance = np.average(r**2, weights=weight) * rows / max(rows - free, 1.0)
+        dof = max(effective - free, 1.0)
+        return float(np.sqrt((variance * dof + FLOOR**2) / (dof + 1))), dof + 1
+
+    def _residuals(self, columns: Columns, params: dict[str, float]) -> np.ndarray:
         at = [columns[c] for c in self.columns.values()]
-        return np.log(columns["loss"]) - np.log(self.loss(*at, *params.values()))
+        return np.log(columns["loss"]) - np.log(self.loss(*at, **params))
 
     def _rolling(self) -> RollingErrors:
-        """Refit on the runs of smaller N·D, score on the larger; one observation for each origin and distinct N."""
-        at = {name: self._columns[c] for name, c in self.columns.items()}
-        order = np.argsort(sum(np.log(v) for v in at.values()), kind="stable")
+        """Refit without the largest models, score them: one observation for each origin and held-out size.
+
+        With fewer than 5 sizes, or a law that has none, the rows of largest compute are held out instead.
+        """
+        columns = self._columns
+        first = next(iter(self.columns.values()))
+        ladder = np.log(columns[first])
+        if len(np.unique(ladder)) < 5:
+            ladder = -self._below(columns)
+        levels = np.unique(ladder)
         parts = []
-        for share in ORIGINS:
-            k = int(share * len(order))
-            small, large = ({n: v[rows] for n, v in self._columns.items()} for rows in (order[:k], order[k:]))
+        for cut in np.unique([levels[-2], *np.quantile(levels, ORIGINS)]):
+            small, large = ({n: v[keep] for n, v in columns.items()} for keep in (ladder <= cut, ladder > cut))
             try:
-                params, _ = self._estimate(small)
-            except ValueError:
+                params, _ = self._refit(small)
+            except FitError:
                 continue
             e = self._residuals(large, params)
-            noise = self._residuals(small, params).std() * np.sqrt(1 + len(params) / k)
-            reach = [np.log(np.maximum(large[c] / small[c].max(), 1.0)) for c in self.columns.values()]
-            distance = np.max(reach, 0)
-            for level in np.unique(large[next(iter(self.columns.values()))]):
-                own = large[next(iter(self.columns.values()))] == level
-                parts.append((np.mean(e[own]), noise, np.mean(distance[own])))
+            reach = self._outside(large, small)
+            spread = self._spread_at(small, params, large)
+            late = self._row_weights(large)
+            at = np.linspace(cut, levels[-1] + 1e-9, HELD_GROUPS + 1)
+            group = np.searchsorted(at, ladder[ladder > cut], side="left")
+            for level in np.unique(group):
+                own = group == level
+                w = late[own]
+                parts.append([np.average(v[own], weights=w) for v in (e, spread, reach)])
         return RollingErrors(*np.array(parts).T) if parts else RollingErrors(*np.empty((3, 0)))
+
+    def _outside(self, points: Columns, data: Columns) -> np.ndarray:
+        """Log distance of points outside the data's range, the largest over the variables."""
+        found = [
+            np.maximum(np.log(points[c] / data[c].max()), np.log(data[c].min() / points[c]))
+            for c in self.columns.values()
+        ]
+        return np.maximum(np.max(found, 0), 0.0)
+
+    def _spread_at(self, columns: Columns, params: dict[str, float], points: Columns) -> np.ndarray:
+        """Standard deviation expected of the log error at points: parameters (Laplace) and the noise of one run."""
+        problem, origin = self._build(columns)
+        theta = np.clip(self._internal(params, origin)[0], problem.low, problem.high)
+        sigma, _ = self._noise(columns, params)
+        v = problem.slopes(theta)
+        information = (v * problem.weight) @ v.T / sigma**2
+        if problem.precision is not None:
+            information = information + np.diag(problem.precision)
+        free = problem.high > problem.low
+        scale = np.sqrt(np.maximum(np.diag(information), 1e-300))
+        inverse = np.linalg.pinv((information / np.outer(scale, scale))[np.ix_(free, free)], rcond=1e-10)
+        target = self._problem(points, np.ones_like(points["loss"]), origin)
+        slope = (target.slopes(theta) / scale[:, None])[free]
+        return np.sqrt(np.einsum("in,ij,jn->n", slope, inverse, slope) + sigma**2)
 
     def _interval(self, at: dict[str, np.ndarray], level: float) -> tuple[np.ndarray, np.ndarray]:
         draws = self._draws
+        points = {column: at[name] for name, column in self.columns.items()}
+        outside = self._outside(points, self._columns)
         ends = []
-        for i in range(len(next(iter(at.values())))):
-            point = [v[i] for v in at.values()]
-            centre = np.log(self.loss(*point, *draws["params"].values()))
-            outside = max(
-                max(np.log(x / hi), np.log(lo / x), 0.0)
-                for x, (lo, hi) in zip(point, self.range_.values(), strict=True)
-            )
-            variance = draws["sigma"] ** 2 + draws["tau"] ** 2 * outside ** (2 * DRIFT_POWER)
+        for i in range(len(outside)):
+            centre = np.log(self.loss(*[v[i] for v in points.values()], **draws["params"]))
+            variance = draws["sigma"] ** 2 + draws["tau"] ** 2 * outside[i] ** (2 * DRIFT_POWER)
             ends.append(mixture_interval(centre, np.sqrt(variance), level))
         low, high = np.exp(np.array(ends)).T
         return low, high
 
-    def _set(self, columns: dict[str, np.ndarray], params: dict[str, float], value: float) -> None:
+    def _set(self, columns: Columns, params: dict[str, float], value: float) -> None:
         super()._set(columns, params, value)
         self.__dict__.pop("_draws", None)

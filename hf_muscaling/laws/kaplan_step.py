@@ -136,10 +136,15 @@ class KaplanStepLaw(BootstrapLaw):
         if self.irreducible == "auto":
             self._check_columns(columns)
             self._with_floor = "E" in self.fixed or self._floor_predicts_better(columns)
-        params, value = super()._estimate(columns)
-        if params["E"] <= 1e-12:
-            params["E"] = 0.0
-        return params, value
+        return self._refit(columns)
+
+    def _refit(self, columns: Columns) -> tuple[dict[str, float], float]:
+        params, value = super()._refit(columns)
+        return params | {"E": params["E"] if params["E"] > 1e-12 else 0.0}, value
+
+    def _set(self, columns: Columns, params: dict[str, float], value: float) -> None:
+        super()._set(columns, params, value)
+        self._with_floor = self.irreducible is True or params["E"] > 0
 
     def _floor_predicts_better(self, columns: Columns) -> bool:
         """Ordered hold-out: whether E lowers the error on the rows of largest compute, fitted to the others."""
@@ -150,7 +155,7 @@ class KaplanStepLaw(BootstrapLaw):
         for with_floor in (False, True):
             law = type(self)(self.objective, 0.0, "all", self.prior, self.fixed, with_floor)
             try:
-                params, _ = law._estimate(small)
+                params, _ = law._refit(small)
             except FitError:
                 return False
             weight = law._row_weights(large)
