@@ -1,7 +1,9 @@
 """Scaling laws: fitted to tables of runs, with intervals; NumPy and SciPy only, never torch."""
 
+from .answers import TradeOff
 from .base import Evaluation, ExtrapolationWarning, IdentificationWarning, Prediction, ScalingLaw
 from .chinchilla import ChinchillaLaw
+from .frontier import Frontier, envelope, isoflop
 from .kaplan import KaplanLaw
 from .kaplan_step import KaplanStepLaw
 from .power import PowerLaw
@@ -13,7 +15,11 @@ __all__ = [
     "IdentificationWarning",
     "KaplanLaw",
     "KaplanStepLaw",
+    "Frontier",
     "PowerLaw",
     "Prediction",
     "ScalingLaw",
+    "TradeOff",
+    "envelope",
+    "isoflop",
 ]

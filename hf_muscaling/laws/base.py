@@ -18,7 +18,7 @@ from typing import Any, ClassVar
 import numpy as np
 
 from ..errors import ConfigurationError, FitError
-from . import store
+from . import answers, store
 from .fitting import check_objective
 from .selection import WINDOW, check_window, select
 from .table import MEANING, _columns, read_table, run_labels
@@ -211,6 +211,23 @@ class ScalingLaw:
             {n: as_given(v) for n, v in beyond.items()},
             {n: as_given(v) for n, v in flat.items()},
         )
+
+    def minimum_loss(self, **at: Any) -> Any:
+        """The loss, nats per token, with every variable that is not given at infinity: `minimum_loss(N=7e9)` is what a
+        model of 7e9 parameters reaches at best, `minimum_loss()` what any model does.
+        """
+        self._check_fitted()
+        return answers.minimum_loss(self, at)
+
+    def solve(self, variable: str, *, loss: Any, **at: Any) -> Any:
+        """The value of a variable at which the predicted loss is `loss`: "what N reaches 2.0?".
+
+        `solve("N", loss=2.0, D=1e12)` gives parameters, `solve("D", loss=2.0, N=7e9)` tokens; inf where no value
+        reaches the loss. Scalars or arrays that broadcast. Raises `ConfigurationError` for an unknown or missing
+        variable.
+        """
+        self._check_fitted()
+        return answers.solve(self, variable, loss, at)
 
     def evaluate(self, table: Any, level: float = 0.9) -> Evaluation:
         """Predict every run of a table and compare: ARE = mean |L_fit - L| / L (Hitchhiker's Guide) and coverage of

@@ -17,7 +17,7 @@ from .selection import Columns, run_index
 DRAWS, SEED = 400, 0
 ORIGINS = (0.5, 0.65, 0.8)  #: shares of the sizes kept
 HELD_GROUPS = 3
-DRIFT, DRIFT_WIDTH, DRIFT_POWER = 0.008, 0.7, 1.0
+DRIFT, DRIFT_RANGE, DRIFT_WIDTH, DRIFT_POWER = 0.7, (1e-3, 0.02), 1.0, 1.0
 
 
 class BootstrapLaw(RegressionLaw):
@@ -66,7 +66,8 @@ class BootstrapLaw(RegressionLaw):
         turn = (0.5 + np.arange(DRAWS) * 0.6180339887498949) % 1
         sigma, dof = self._noise(self._columns, self.params_)
         chi = np.random.default_rng(SEED + 1).chisquare(dof, DRAWS) / dof
-        tau = drift_quantiles(self._rolling(), turn, DRIFT, DRIFT_WIDTH, DRIFT_POWER)
+        centre = float(np.clip(DRIFT * sigma, *DRIFT_RANGE))
+        tau = drift_quantiles(self._rolling(), turn, centre, DRIFT_WIDTH, DRIFT_POWER)
         return {"params": params, "sigma": sigma / np.sqrt(chi), "tau": tau}
 
     def _noise(self, columns: Columns, params: dict[str, float]) -> tuple[float, float]:
@@ -106,14 +107,16 @@ class BootstrapLaw(RegressionLaw):
                 continue
             e = self._residuals(large, params)
             reach = self._outside(large, small)
-            spread = self._spread_at(small, params, large)
-            late = self._row_weights(large)
+            covariance, slopes, sigma = self._laplace(small, params, large)
+            late, run = self._row_weights(large), run_index(large)
             at = np.linspace(cut, levels[-1] + 1e-9, HELD_GROUPS + 1)
             group = np.searchsorted(at, ladder[ladder > cut], side="left")
             for level in np.unique(group):
                 own = group == level
-                w = late[own]
-                parts.append([np.average(v[own], weights=w) for v in (e, spread, reach)])
+                w = late[own] / late[own].sum()
+                slope, by_run = slopes[:, own] @ w, np.bincount(run[own], w)
+                variance = slope @ covariance @ slope + sigma**2 * (by_run**2).sum()
+                parts.append([e[own] @ w, np.sqrt(variance), reach[own] @ w])
         return RollingErrors(*np.array(parts).T) if parts else RollingErrors(*np.empty((3, 0)))
 
     def _outside(self, points: Columns, data: Columns) -> np.ndarray:
@@ -124,8 +127,10 @@ class BootstrapLaw(RegressionLaw):
         ]
         return np.maximum(np.max(found, 0), 0.0)
 
-    def _spread_at(self, columns: Columns, params: dict[str, float], points: Columns) -> np.ndarray:
-        """Standard deviation expected of the log error at points: parameters (Laplace) and the noise of one run."""
+    def _laplace(
+        self, columns: Columns, params: dict[str, float], points: Columns
+    ) -> tuple[np.ndarray, np.ndarray, float]:
+        """Covariance (p, p) of the fitted theta, d log L / d theta at points (p, n), and the noise of one run."""
         problem, origin = self._build(columns)
         theta = np.clip(self._internal(params, origin)[0], problem.low, problem.high)
         sigma, _ = self._noise(columns, params)
@@ -133,12 +138,12 @@ class BootstrapLaw(RegressionLaw):
         information = (v * problem.weight) @ v.T / sigma**2
         if problem.precision is not None:
             information = information + np.diag(problem.precision)
-        free = problem.high > problem.low
+        held = problem.high <= problem.low
         scale = np.sqrt(np.maximum(np.diag(information), 1e-300))
-        inverse = np.linalg.pinv((information / np.outer(scale, scale))[np.ix_(free, free)], rcond=1e-10)
-        target = self._problem(points, np.ones_like(points["loss"]), origin)
-        slope = (target.slopes(theta) / scale[:, None])[free]
-        return np.sqrt(np.einsum("in,ij,jn->n", slope, inverse, slope) + sigma**2)
+        scaled = information / np.outer(scale, scale)
+        scaled[held] = scaled[:, held] = 0.0
+        covariance = np.linalg.pinv(scaled, rcond=1e-10, hermitian=True) / np.outer(scale, scale)
+        return covariance, self._problem(points, np.ones_like(points["loss"]), origin).slopes(theta), sigma
 
     def _interval(self, at: dict[str, np.ndarray], level: float) -> tuple[np.ndarray, np.ndarray]:
         draws = self._draws

@@ -7,7 +7,8 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from ..errors import ConfigurationError, FitError
+from ..errors import FitError
+from .answers import plain, positive
 from .bootstrap import BootstrapLaw
 from .fitting import Problem
 from .regression import Origin, Pin
@@ -65,15 +66,13 @@ class ChinchillaLaw(BootstrapLaw):
         2022, Eq. 4). Raises `ConfigurationError` when C is not a positive number.
         """
         self._check_fitted()
-        budget = np.asarray(C)
-        if budget.dtype.kind not in "iuf" or not (np.isfinite(budget) & (budget > 0)).all():
-            raise ConfigurationError(f"C={str(C)[:40]!r} must be a finite number of FLOPs > 0.")
+        budget = positive("C", C, "FLOPs")
         p = self.params_
         total = p["alpha"] + p["beta"]
         scale = (p["alpha"] * p["A"] / (p["beta"] * p["B"])) ** (1 / total)
         n = scale * (budget / 6) ** (p["beta"] / total)
         d = budget / (6 * n)
-        return (float(n), float(d)) if budget.ndim == 0 else (n, d)
+        return plain(n), plain(d)
 
     # -- inside --------------------------------------------------------------------------------------------------------
 

@@ -8,6 +8,7 @@ from typing import Any, ClassVar
 import numpy as np
 
 from ..errors import ConfigurationError, FitError
+from .answers import StepAnswers
 from .bootstrap import BootstrapLaw
 from .fitting import CurvedProblem, Problem
 from .kaplan import positive_pair
@@ -23,7 +24,7 @@ LETTERS = ("N_c", "alpha_N", "S_c", "alpha_S", "B_star", "alpha_B", "E")
 HELD_OUT, MARGIN = 0.4, 0.8
 
 
-class KaplanStepLaw(BootstrapLaw):
+class KaplanStepLaw(StepAnswers, BootstrapLaw):
     """Loss from parameters N, optimizer steps S and batch size B (tokens), nats per token:
 
         L(N, S_min) = (N_c/N)^alpha_N + (S_c/S_min)^alpha_S (+ E)
