@@ -27,6 +27,13 @@ VARIABLES = ("N", "D", "S", "B", "C")
 FAR = 10.0  #: times beyond the fitted range past which `predict` warns
 
 
+def check_level(level: Any) -> float:
+    """A confidence level, or `ConfigurationError` unless it lies between 0 and 1."""
+    if isinstance(level, (bool, str)) or not 0 < level < 1:
+        raise ConfigurationError(f"level={level!r} must lie between 0 and 1, for example 0.9.")
+    return float(level)
+
+
 class IdentificationWarning(UserWarning):
     """The runs do not determine a parameter: another value fits them as well."""
 
@@ -187,13 +194,12 @@ class ScalingLaw:
         `ExtrapolationWarning` past 10 times the fitted range.
         """
         self._check_fitted()
-        if isinstance(level, (bool, str)) or not 0 < level < 1:
-            raise ConfigurationError(f"level={level!r} must lie between 0 and 1, for example 0.9.")
+        level = check_level(level)
         points = self._points(at)
         shape = np.broadcast_shapes(*(v.shape for v in points.values()))
         flat = {name: np.broadcast_to(v, shape).ravel() for name, v in points.items()}
         loss = np.asarray(self.loss(*flat.values(), *self.params_.values()), float)
-        low, high = self._interval(flat, float(level))
+        low, high = self._interval(flat, level)
         low, high = np.minimum(low, loss), np.maximum(high, loss)
         beyond = {name: flat[name] / self.range_[name][1] for name in flat}
         factor = np.max(list(beyond.values()), axis=0)
@@ -206,7 +212,7 @@ class ScalingLaw:
             as_given(loss),
             as_given(low),
             as_given(high),
-            float(level),
+            level,
             as_given(factor),
             {n: as_given(v) for n, v in beyond.items()},
             {n: as_given(v) for n, v in flat.items()},

@@ -8,11 +8,13 @@ from typing import Any
 
 import numpy as np
 
-from ..errors import FitError
+from ..errors import ConfigurationError, FitError
+from .base import check_level
 from .fitting import resampled
 from .intervals import RollingErrors, drift_quantiles, mixture_interval
 from .regression import FLOOR, RegressionLaw
 from .selection import Columns, run_index
+from .uncertainty import flat_direction, profile
 
 DRAWS, SEED = 400, 0
 ORIGINS = (0.5, 0.65, 0.8)  #: shares of the sizes kept
@@ -29,6 +31,50 @@ class BootstrapLaw(RegressionLaw):
         problem, origin, theta = self._fitted
         found = resampled(replace(problem, weight=self._counts(n, seed)), theta, self._likelihood)
         return self._named(found, origin)
+
+    def parameter_interval(self, name: str, level: float = 0.9) -> tuple[float, float]:
+        """Profile-likelihood interval of a parameter (`laws.uncertainty`): every value in it fits the runs nearly as
+        well once the others are refitted. An end the runs do not set is the parameter's bound (0 or inf).
+
+        Rows of one run count as one observation. Raises `ConfigurationError` for an unknown or fixed parameter.
+        """
+        self._check_fitted()
+        self._known(name, "parameter_interval")
+        if name in self.fixed:
+            raise ConfigurationError(f"{name} is fixed at {self.fixed[name]:g}, so the runs say nothing about it.")
+        return profile(self, name, check_level(level))
+
+    def _weaknesses(self) -> list[str]:
+        found = [
+            f"{name} is at its bound: the runs do not say where the loss stops falling. Add larger runs."
+            for name in ("E",)
+            if name in self.params_ and name not in self.fixed and self._at_floor()
+        ]
+        flat = flat_direction(self)
+        if flat.size > 1:
+            ends = (", ".join(f"{n} = {v[n]:.3g}" for n in self.parameters if n in v) for v in (flat.low, flat.high))
+            held = "the prior decides. " if self.prior_ else ""
+            found.append(
+                f"{' and '.join(flat.letters)} not identified by these runs: from ({next(ends)}) to ({next(ends)}) the "
+                f"fit changes by less than the noise; {held}Add runs that differ more in {', '.join(self.variables)}, "
+                f"or borrow from another family: fixed={{{flat.letters[-1]!r}: …}}."
+            )
+        return found
+
+    def _at_floor(self) -> bool:
+        """Whether the irreducible loss was pushed to zero."""
+        return False
+
+    def _material(self, theta: np.ndarray) -> np.ndarray:
+        """For each coordinate of theta, the change that matters."""
+        raise NotImplementedError
+
+    def _coordinates(self) -> tuple[int, ...]:
+        """For each letter, the coordinate of theta that carries it."""
+        return tuple(range(len(self.parameters)))
+
+    def _hold(self, other: BootstrapLaw) -> None:
+        """Take over what another fit decided about the law's form."""
 
     @property
     def _likelihood(self) -> str:

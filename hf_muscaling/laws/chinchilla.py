@@ -108,6 +108,15 @@ class ChinchillaLaw(BootstrapLaw):
         high = np.array([top, top + far, STEEPEST, top + far, STEEPEST])
         return Problem(x, np.array([0, 1, 1, 2, 2]), loss, weight, low, high)
 
+    def _material(self, theta: np.ndarray) -> np.ndarray:
+        return np.array([0.2, 1.0, 0.5 * theta[2], 1.0, 0.5 * theta[4]])
+
+    def _coordinates(self) -> tuple[int, ...]:
+        return (0, 1, 3, 2, 4)
+
+    def _at_floor(self) -> bool:
+        return self.params_["E"] < 1e-6 * float(self._columns["loss"].min())
+
     def _starts(self, problem: Problem) -> np.ndarray:
         return _starts(problem)
 

@@ -13,6 +13,7 @@ from .selection import run_index
 from .table import _columns, read_table, run_labels
 
 SAME_BUDGET = 0.12  #: runs whose log C differ by less count as one budget
+NEAR = 1.2  #: sizes within exp(±NEAR) of the best one enter a parabola, and at least the 5 nearest
 
 
 @dataclass(frozen=True)
@@ -41,7 +42,7 @@ class Frontier:
 
 
 def isoflop(table: Any, budgets: Any = None) -> Frontier:
-    """IsoFLOP estimate: at each budget a parabola of loss in log N, its minimum the best size.
+    """IsoFLOP estimate: at each budget a parabola of loss in log N about its lowest run, its minimum the best size.
 
     `table` has columns N, D, loss. Without `run_id` or `step` the runs are grouped by equal C = 6·N·D; with curves,
     each curve is read off at `budgets` (default: 8 between those that at least 4 sizes reach). A budget counts when at
@@ -49,9 +50,9 @@ def isoflop(table: Any, budgets: Any = None) -> Frontier:
 
     Source: Hoffmann et al. 2022, Approach 2. Raises `FitError` when fewer than 2 budgets are left.
 
-    >>> n, c = (v.ravel() for v in np.meshgrid(np.geomspace(1e7, 1e9, 9), [1e18, 1e19, 1e20]))
+    >>> n, c = (v.ravel() for v in np.meshgrid(np.geomspace(1e7, 1e10, 16), [1e19, 1e20, 1e21]))
     >>> frontier = isoflop({"N": n, "D": c / (6 * n), "loss": 1.8 + 400 / n**0.35 + 400 / (c / (6 * n)) ** 0.35})
-    >>> round(frontier.exponent, 2)
+    >>> round(frontier.exponent, 2)  # the truth is 0.5
     0.5
     """
     log_c, log_n, loss = _by_budget(table, budgets)
@@ -61,6 +62,9 @@ def isoflop(table: Any, budgets: Any = None) -> Frontier:
         n, y = log_n[own], loss[own]
         if len(np.unique(n)) < 4:
             continue
+        away = np.abs(n - n[np.argmin(y)])  # far from its minimum the loss is no parabola
+        near = away <= max(NEAR, np.sort(away)[min(4, len(n) - 1)])
+        n, y = n[near], y[near]
         middle = n.mean()
         curve, slope, level = np.polyfit(n - middle, y, 2)
         best = -slope / (2 * curve) if curve > 0 else np.inf

@@ -163,6 +163,12 @@ class KaplanStepLaw(StepAnswers, BootstrapLaw):
             errors.append(float(np.average(np.abs(law._residuals(large, params)), weights=weight)))
         return errors[1] < MARGIN * errors[0]
 
+    def _material(self, theta: np.ndarray) -> np.ndarray:
+        return np.array([1.0, 0.5 * theta[1], 1.0, 0.5 * theta[3], 1.0, 0.5 * theta[5], 0.2])
+
+    def _hold(self, other: BootstrapLaw) -> None:
+        self._with_floor = getattr(other, "_with_floor", False)
+
     def _starts(self, problem: Problem, kept: int = 10) -> np.ndarray:
         """Linear fits: given B_crit(L) at the measured losses and both exponents, L is linear in its two terms."""
         take = np.arange(len(problem.loss))[:: max(len(problem.loss) // 300, 1)]
