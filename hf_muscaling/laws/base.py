@@ -18,13 +18,20 @@ from typing import Any, ClassVar
 import numpy as np
 
 from ..errors import ConfigurationError, FitError
-from . import store
+from . import answers, store
 from .fitting import check_objective
 from .selection import WINDOW, check_window, select
 from .table import MEANING, _columns, read_table, run_labels
 
 VARIABLES = ("N", "D", "S", "B", "C")
 FAR = 10.0  #: times beyond the fitted range past which `predict` warns
+
+
+def check_level(level: Any) -> float:
+    """A confidence level, or `ConfigurationError` unless it lies between 0 and 1."""
+    if isinstance(level, (bool, str)) or not 0 < level < 1:
+        raise ConfigurationError(f"level={level!r} must lie between 0 and 1, for example 0.9.")
+    return float(level)
 
 
 class IdentificationWarning(UserWarning):
@@ -187,13 +194,12 @@ class ScalingLaw:
         `ExtrapolationWarning` past 10 times the fitted range.
         """
         self._check_fitted()
-        if isinstance(level, (bool, str)) or not 0 < level < 1:
-            raise ConfigurationError(f"level={level!r} must lie between 0 and 1, for example 0.9.")
+        level = check_level(level)
         points = self._points(at)
         shape = np.broadcast_shapes(*(v.shape for v in points.values()))
         flat = {name: np.broadcast_to(v, shape).ravel() for name, v in points.items()}
         loss = np.asarray(self.loss(*flat.values(), *self.params_.values()), float)
-        low, high = self._interval(flat, float(level))
+        low, high = self._interval(flat, level)
         low, high = np.minimum(low, loss), np.maximum(high, loss)
         beyond = {name: flat[name] / self.range_[name][1] for name in flat}
         factor = np.max(list(beyond.values()), axis=0)
@@ -206,11 +212,28 @@ class ScalingLaw:
             as_given(loss),
             as_given(low),
             as_given(high),
-            float(level),
+            level,
             as_given(factor),
             {n: as_given(v) for n, v in beyond.items()},
             {n: as_given(v) for n, v in flat.items()},
         )
+
+    def minimum_loss(self, **at: Any) -> Any:
+        """The loss, nats per token, with every variable that is not given at infinity: `minimum_loss(N=7e9)` is what a
+        model of 7e9 parameters reaches at best, `minimum_loss()` what any model does.
+        """
+        self._check_fitted()
+        return answers.minimum_loss(self, at)
+
+    def solve(self, variable: str, *, loss: Any, **at: Any) -> Any:
+        """The value of a variable at which the predicted loss is `loss`: "what N reaches 2.0?".
+
+        `solve("N", loss=2.0, D=1e12)` gives parameters, `solve("D", loss=2.0, N=7e9)` tokens; inf where no value
+        reaches the loss. Scalars or arrays that broadcast. Raises `ConfigurationError` for an unknown or missing
+        variable.
+        """
+        self._check_fitted()
+        return answers.solve(self, variable, loss, at)
 
     def evaluate(self, table: Any, level: float = 0.9) -> Evaluation:
         """Predict every run of a table and compare: ARE = mean |L_fit - L| / L (Hitchhiker's Guide) and coverage of

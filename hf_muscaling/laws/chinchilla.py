@@ -7,7 +7,8 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from ..errors import ConfigurationError, FitError
+from ..errors import FitError
+from .answers import plain, positive
 from .bootstrap import BootstrapLaw
 from .fitting import Problem
 from .regression import Origin, Pin
@@ -65,15 +66,13 @@ class ChinchillaLaw(BootstrapLaw):
         2022, Eq. 4). Raises `ConfigurationError` when C is not a positive number.
         """
         self._check_fitted()
-        budget = np.asarray(C)
-        if budget.dtype.kind not in "iuf" or not (np.isfinite(budget) & (budget > 0)).all():
-            raise ConfigurationError(f"C={str(C)[:40]!r} must be a finite number of FLOPs > 0.")
+        budget = positive("C", C, "FLOPs")
         p = self.params_
         total = p["alpha"] + p["beta"]
         scale = (p["alpha"] * p["A"] / (p["beta"] * p["B"])) ** (1 / total)
         n = scale * (budget / 6) ** (p["beta"] / total)
         d = budget / (6 * n)
-        return (float(n), float(d)) if budget.ndim == 0 else (n, d)
+        return plain(n), plain(d)
 
     # -- inside --------------------------------------------------------------------------------------------------------
 
@@ -108,6 +107,15 @@ class ChinchillaLaw(BootstrapLaw):
         low = np.array([bottom - 25, bottom - 30, FLATTEST, bottom - 30, FLATTEST])
         high = np.array([top, top + far, STEEPEST, top + far, STEEPEST])
         return Problem(x, np.array([0, 1, 1, 2, 2]), loss, weight, low, high)
+
+    def _material(self, theta: np.ndarray) -> np.ndarray:
+        return np.array([0.2, 1.0, 0.5 * theta[2], 1.0, 0.5 * theta[4]])
+
+    def _coordinates(self) -> tuple[int, ...]:
+        return (0, 1, 3, 2, 4)
+
+    def _at_floor(self) -> bool:
+        return self.params_["E"] < 1e-6 * float(self._columns["loss"].min())
 
     def _starts(self, problem: Problem) -> np.ndarray:
         return _starts(problem)

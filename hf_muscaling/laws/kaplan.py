@@ -8,6 +8,7 @@ from typing import Any, ClassVar
 import numpy as np
 
 from ..errors import FitError
+from .answers import plain, positive
 from .bootstrap import BootstrapLaw
 from .fitting import CurvedProblem, Problem
 from .regression import Origin, Pin
@@ -51,6 +52,19 @@ class KaplanLaw(BootstrapLaw):
         by_data = np.log(D_c) - np.log(np.asarray(D, float))
         return np.exp(alpha_D * np.logaddexp(by_size, by_data))
 
+    def compute_optimal(self, C: Any) -> tuple[Any, Any]:
+        """The N and D of lowest loss for C = 6·N·D training FLOPs.
+
+        `N = (u·N_c^u·C/(6·D_c))^(1/(1+u))`, u = alpha_N/alpha_D, from setting the derivative along C to zero. Raises
+        `ConfigurationError` when C is not a positive number.
+        """
+        self._check_fitted()
+        budget = positive("C", C, "FLOPs")
+        p = self.params_
+        ratio = p["alpha_N"] / p["alpha_D"]
+        log = (np.log(ratio) + ratio * np.log(p["N_c"]) + np.log(budget / 6) - np.log(p["D_c"])) / (1 + ratio)
+        return plain(np.exp(log)), plain(budget / (6 * np.exp(log)))
+
     # -- inside --------------------------------------------------------------------------------------------------------
 
     def _check_columns(self, columns: Columns) -> None:
@@ -72,6 +86,9 @@ class KaplanLaw(BootstrapLaw):
         low = np.array([-edge, FLATTEST, -1e3, FLATTEST])
         high = np.array([edge, STEEPEST, 1e3, STEEPEST])
         return KaplanProblem(x, np.zeros(4, int), loss, weight, low, high)
+
+    def _material(self, theta: np.ndarray) -> np.ndarray:
+        return np.array([1.0, 0.5 * theta[1], 1.0, 0.5 * theta[3]])
 
     def _starts(self, problem: Problem, kept: int = 4) -> np.ndarray:
         """Linear fits: for each (alpha_N, alpha_D), `L^(1/alpha_D)` is linear in its two terms."""

@@ -8,6 +8,7 @@ from typing import Any, ClassVar
 import numpy as np
 
 from ..errors import ConfigurationError, FitError
+from .answers import StepAnswers
 from .bootstrap import BootstrapLaw
 from .fitting import CurvedProblem, Problem
 from .kaplan import positive_pair
@@ -23,7 +24,7 @@ LETTERS = ("N_c", "alpha_N", "S_c", "alpha_S", "B_star", "alpha_B", "E")
 HELD_OUT, MARGIN = 0.4, 0.8
 
 
-class KaplanStepLaw(BootstrapLaw):
+class KaplanStepLaw(StepAnswers, BootstrapLaw):
     """Loss from parameters N, optimizer steps S and batch size B (tokens), nats per token:
 
         L(N, S_min) = (N_c/N)^alpha_N + (S_c/S_min)^alpha_S (+ E)
@@ -136,10 +137,15 @@ class KaplanStepLaw(BootstrapLaw):
         if self.irreducible == "auto":
             self._check_columns(columns)
             self._with_floor = "E" in self.fixed or self._floor_predicts_better(columns)
-        params, value = super()._estimate(columns)
-        if params["E"] <= 1e-12:
-            params["E"] = 0.0
-        return params, value
+        return self._refit(columns)
+
+    def _refit(self, columns: Columns) -> tuple[dict[str, float], float]:
+        params, value = super()._refit(columns)
+        return params | {"E": params["E"] if params["E"] > 1e-12 else 0.0}, value
+
+    def _set(self, columns: Columns, params: dict[str, float], value: float) -> None:
+        super()._set(columns, params, value)
+        self._with_floor = self.irreducible is True or params["E"] > 0
 
     def _floor_predicts_better(self, columns: Columns) -> bool:
         """Ordered hold-out: whether E lowers the error on the rows of largest compute, fitted to the others."""
@@ -150,12 +156,18 @@ class KaplanStepLaw(BootstrapLaw):
         for with_floor in (False, True):
             law = type(self)(self.objective, 0.0, "all", self.prior, self.fixed, with_floor)
             try:
-                params, _ = law._estimate(small)
+                params, _ = law._refit(small)
             except FitError:
                 return False
             weight = law._row_weights(large)
             errors.append(float(np.average(np.abs(law._residuals(large, params)), weights=weight)))
         return errors[1] < MARGIN * errors[0]
+
+    def _material(self, theta: np.ndarray) -> np.ndarray:
+        return np.array([1.0, 0.5 * theta[1], 1.0, 0.5 * theta[3], 1.0, 0.5 * theta[5], 0.2])
+
+    def _hold(self, other: BootstrapLaw) -> None:
+        self._with_floor = getattr(other, "_with_floor", False)
 
     def _starts(self, problem: Problem, kept: int = 10) -> np.ndarray:
         """Linear fits: given B_crit(L) at the measured losses and both exponents, L is linear in its two terms."""

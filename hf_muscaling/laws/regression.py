@@ -147,6 +147,10 @@ class RegressionLaw(ScalingLaw):
         return np.clip(starts, problem.low, problem.high)
 
     def _estimate(self, columns: Columns) -> tuple[dict[str, float], float]:
+        return self._refit(columns)
+
+    def _refit(self, columns: Columns) -> tuple[dict[str, float], float]:
+        """Parameters and objective, the law's form held as it is."""
         self._check_columns(columns)
         problem, origin = self._build(columns)
         starts = self._first(columns)
