@@ -25,18 +25,20 @@ def run(arguments: Sequence[str]) -> None:
     table = read(args, law)
     one_family(table)
     points = [assignments(words, "--predict") for words in args.predict]
+    save = writable(args.save, ".json") if args.save else None
+    plot = writable(args.plot, ".png") if args.plot else None
     with as_notes():
         law.fit(table)
         predictions = [law.predict(level=args.level, **point) for point in points]
     print(f"{table}\n\n{law.summary()}")
     for prediction in predictions:
         print(f"\n{prediction}")
-    if args.save:
-        law.to_json(writable(args.save, ".json"))
+    if save:
+        law.to_json(save)
         print(f"\nLaw: {args.save}")
-    if args.plot:
+    if plot:
         from hf_muscaling.law_plots import plot_fit
         from hf_muscaling.plotting import save_figure
 
-        save_figure(plot_fit(law, table, predictions), writable(args.plot, ".png"))
+        save_figure(plot_fit(law, table, predictions), plot)
         print(f"\nPlot: {args.plot}")

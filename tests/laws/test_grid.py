@@ -47,6 +47,7 @@ def test_cells_without_a_fit_are_blank():
     assert {row["are"] for row in grid.rows()} >= {None} and grid.fits == 1
 
 
+@pytest.mark.slow  # two processes import everything anew
 def test_processes_share_the_work():
     laws = {"c": ChinchillaLaw("huber")}
     one, two = (extrapolation_grid(curves(0.3), laws, (0.3,), (0.5, 1.0), (4, 5), processes=k) for k in (1, 2))
