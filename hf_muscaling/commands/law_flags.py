@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import math
+import os
 import sys
 import warnings
 from collections.abc import Callable, Sequence
@@ -142,6 +143,8 @@ def writable(path: str, ending: str) -> Path:
         raise ConfigurationError(f"{path!r} must end in {ending}.")
     if not target.parent.is_dir():
         raise RecordError(f"Cannot write {path!r}: there is no folder {str(target.parent)!r}. Make it first.")
+    if not os.access(target.parent, os.W_OK) or target.is_dir():
+        raise RecordError(f"Cannot write {path!r}: it is a folder or its folder is read-only. Choose another path.")
     return target
 
 

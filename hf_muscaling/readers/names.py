@@ -12,7 +12,7 @@ import numpy as np
 ALIASES: dict[str, tuple[str, ...]] = {
     "N": (
         "N", "params", "n_params", "num_params", "num_parameters", "n_parameters", "parameters", "total_params",
-        "model_size", "model size", "size",
+        "model/num_parameters", "model_size", "model size", "size",
     ),
     "N_non_embedding": (
         "N_non_embedding", "params_non_embed", "params_non_embedding", "non_embedding_params", "n_non_embedding",

@@ -379,3 +379,13 @@ def test_where_knows_the_usual_names(tmp_path):
     rows = [["m", "x", 1e6, 1e8, 3.0], ["n", "y", 1e6, 1e8, 2.9]]
     path = write_csv(tmp_path / "t.csv", ["model_name", "scaled_set", "num_params", "tokens_seen", "loss"], rows)
     assert read_runs(path, where={"family": "y"})["loss"].tolist() == [2.9]
+
+
+def test_a_wandb_table_of_runs(tmp_path):
+    """The table view's export and pandas' index column: one row a run, final values, N as the Trainer's callback logs."""
+    tokens = "train/num_input_tokens_seen"
+    header = ["", "Name", "State", "Group", "model/num_parameters", tokens, "train/loss", "eval/loss"]
+    rows = [[i, name, "finished", "", n, curve[-1][1], 9.0, curve[-1][2]] for i, (name, n, curve) in enumerate(RUNS)]
+    table = read_runs(write_csv(tmp_path / "runs.csv", header, rows))
+    assert table["N"].tolist() == SIZES and "family" not in table
+    assert table["loss"].tolist() == [curve[-1][2] for _, _, curve in RUNS]
