@@ -38,6 +38,8 @@ _HOME = {
     "optim": ("MuAdamW", "MuSGD", "mu_param_groups"),
     "checks.coordinate": ("coordinate_check",),
     "checks.coordinates": ("CoordinateCheck",),
+    "checks.depth": ("DepthCheck", "depth_check"),
+    "checks.transfer": ("TransferCheck", "transfer_check"),
     "counting": ("count_parameters", "training_flops"),
     "trainer": ("MuTrainer", "MuTrainingArguments"),
     "series": ("train_series",),
@@ -75,6 +77,8 @@ if TYPE_CHECKING:
     from hf_muscaling.base_shapes import config_with_base_shapes, read_base_shapes, write_base_shapes
     from hf_muscaling.checks.coordinate import coordinate_check
     from hf_muscaling.checks.coordinates import CoordinateCheck
+    from hf_muscaling.checks.depth import DepthCheck, depth_check
+    from hf_muscaling.checks.transfer import TransferCheck, transfer_check
     from hf_muscaling.counting import count_parameters, training_flops
     from hf_muscaling.data import DataConfig, prepare_data
     from hf_muscaling.laws import ChinchillaLaw, KaplanLaw, KaplanStepLaw, PowerLaw, ScalingLaw

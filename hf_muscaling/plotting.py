@@ -16,6 +16,7 @@ from hf_muscaling.runs import Run
 
 if TYPE_CHECKING:
     from hf_muscaling.checks.coordinates import CoordinateCheck
+    from hf_muscaling.checks.depth import DepthCheck
     from hf_muscaling.laws.base import Prediction, ScalingLaw
 
 COLOURS = ("#1b6ca8", "#d1495b", "#3a7d44", "#8d5a97", "#c77d0a", "#4a4e69", "#00867d", "#9c3d1e")
@@ -122,7 +123,7 @@ def plot_law(
 def plot_transfer(losses: dict[str, dict[int, dict[float, float]]], title: str) -> Figure:
     """Draw held-out loss over learning rate for each width, a panel each parametrisation, the optimum of each marked.
 
-    `losses[panel][width][lr]` is in nats per token; NaN marks a diverged run.
+    `losses[panel][width][lr]` is in nats per target; a loss that is not finite marks a diverged run.
     """
     figure = Figure(figsize=(5.4 * len(losses), 4.4))
     panels = figure.subplots(1, len(losses), sharey=True, squeeze=False)[0]
@@ -130,8 +131,9 @@ def plot_transfer(losses: dict[str, dict[int, dict[float, float]]], title: str) 
         for colour, (width, row) in zip(COLOURS, sorted(widths.items()), strict=False):
             rates = sorted(lr for lr, loss in row.items() if np.isfinite(loss))
             axes.plot(rates, [row[lr] for lr in rates], "o-", ms=3, color=colour, label=f"width {width}")
-            best = min(rates, key=row.__getitem__)
-            axes.plot(best, row[best], "*", ms=15, color=colour)
+            if rates:
+                best = min(rates, key=row.__getitem__)
+                axes.plot(best, row[best], "*", ms=15, color=colour)
         axes.set(xscale="log", xlabel="learning rate at base width", title=name)
         axes.legend(frameon=False, title="star: optimum")
         axes.grid(alpha=0.25)
@@ -152,7 +154,7 @@ def plot_coordinates(check: "CoordinateCheck") -> Figure:
     measured = [m for m in (check.mup, check.control) if m is not None]
     steps = sorted({1, check.step, check.mup.steps})
     figure = Figure(figsize=(3.6 * (1 + len(steps)), 3.4 * len(measured)), layout="constrained")
-    rows = figure.subplots(len(measured), 1 + len(steps), sharex=True, squeeze=False)
+    rows = figure.subplots(len(measured), 1 + len(steps), sharex=True, sharey="col", squeeze=False)
     names = {"mup": "μP", "sp": "standard parametrisation"}
     for row, coordinates in zip(rows, measured, strict=True):
         tables = [("at initialisation", coordinates.initial)]
@@ -177,6 +179,26 @@ def plot_coordinates(check: "CoordinateCheck") -> Figure:
     figure.legend(*rows[0][0].get_legend_handles_labels(), loc="outside lower center", ncols=len(KINDS), frameon=False)
     verdict = "passed" if check.passed else "failed"
     figure.suptitle(f"Coordinate check of {check.model}, {verdict}: a line a module, flat is right")
+    return figure
+
+
+def plot_depth(check: "DepthCheck") -> Figure:
+    """Draw the sizes of a depth check's changes over the number of layers, the control beside them."""
+    panels = [("CompleteP", check.changes)]
+    panels += [("no depth parametrisation", check.control_changes)] if check.control_changes else []
+    figure = Figure(figsize=(4.4 * len(panels), 3.8), layout="constrained")
+    rows = figure.subplots(1, len(panels), sharex=True, sharey=True, squeeze=False)[0]
+    for axes, (title, table) in zip(rows, panels, strict=True):
+        for (name, sizes), colour in zip(table.items(), (f"C{k}" for k in range(10)), strict=False):
+            axes.plot(check.depths, np.exp(np.log(sizes).mean(-1)), "o-", ms=4, color=colour, label=name)
+        axes.set(xscale="log", yscale="log", title=title, xlabel="layers")
+        axes.set_xticks(check.depths, [str(d) for d in check.depths])
+        axes.xaxis.set_minor_formatter(NullFormatter())
+        axes.grid(alpha=0.25)
+    rows[0].set_ylabel(f"RMS of the change after step {check.step}")
+    rows[0].legend(frameon=False, fontsize=8)
+    verdict = "passed" if check.passed else "failed"
+    figure.suptitle(f"Depth check of {check.model}, {verdict}: flat is right")
     return figure
 
 

@@ -167,7 +167,8 @@ def _measure(configs, seeds, steps, learning_rate, batch, model_class, optimizer
             make = model_class or pretraining_class(config)
             for seed in range(seeds):
                 torch.manual_seed(seed)
-                model = getattr(make, "from_config", make)(copy.deepcopy(config)).to(device)
+                build: Callable = getattr(make, "from_config", make)
+                model = build(copy.deepcopy(config)).to(device)
                 runs.append(_train(model, optimizer(model, learning_rate), batch, steps))
 
     def joined(table: str) -> dict[str, np.ndarray]:
@@ -190,9 +191,10 @@ def _measure(configs, seeds, steps, learning_rate, batch, model_class, optimizer
 
 
 def _train(
-    model: nn.Module, optimizer: torch.optim.Optimizer, batch: Batch, steps: int
+    model: Any, optimizer: torch.optim.Optimizer, batch: Batch, steps: int
 ) -> dict[str, dict[str, list[float]]]:
-    table = require_mu_model(model, "coordinate_check").mu_table()
+    inner: Any = require_mu_model(model, "coordinate_check")
+    table = inner.mu_table()
     weights = dict(model.named_parameters())
     start = {name: weight.detach().clone() for name, weight in weights.items()}
     units = {name: MUP[scale.role].scale("lr", scale.fan_in) for name, scale in table.items()}

@@ -17,6 +17,7 @@ def run(arguments: Sequence[str] | None) -> int:
     )
     parser.add_argument("config", help="YAML of an experiment, or a μP config: a model folder or its config.json")
     parser.add_argument("--widths", type=int, nargs="+", help="default: 1, 2, 4 and 8 times the base width")
+    parser.add_argument("--depths", type=int, nargs="+", help="check these numbers of layers instead of widths")
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--steps", type=int, default=10)
     parser.add_argument("--judged_step", type=int, default=6, help="updates after which changes are judged")
@@ -28,19 +29,24 @@ def run(arguments: Sequence[str] | None) -> int:
     flags = parser.parse_args(arguments)
     config = read_mu_config(flags.config)
 
-    from hf_muscaling.checks.coordinate import coordinate_check
+    from hf_muscaling import coordinate_check, depth_check
 
-    check = coordinate_check(
-        config,
-        flags.widths,
-        seeds=flags.seeds,
-        steps=flags.steps,
-        judged_step=flags.judged_step,
-        learning_rate=flags.learning_rate,
-        tolerance=flags.tolerance,
-        tolerance_initial=flags.tolerance,
-        control=not flags.no_control,
-    )
+    common = {"seeds": flags.seeds, "learning_rate": flags.learning_rate, "control": not flags.no_control}
+    check: Any
+    if flags.depths:
+        if config.depth_parametrization == "none":
+            config = config.replace(depth_parametrization="completep")
+        check = depth_check(config, flags.depths, steps=flags.judged_step, tolerance=flags.tolerance, **common)
+    else:
+        check = coordinate_check(
+            config,
+            flags.widths,
+            steps=flags.steps,
+            judged_step=flags.judged_step,
+            tolerance=flags.tolerance,
+            tolerance_initial=flags.tolerance,
+            **common,
+        )
     if flags.plot:
         check.plot(flags.plot)
     if flags.json == "-":
