@@ -3,6 +3,7 @@
 from .answers import TradeOff
 from .base import Evaluation, ExtrapolationWarning, IdentificationWarning, Prediction, ScalingLaw
 from .chinchilla import ChinchillaLaw
+from .families import Family, load_families, pooled_prior, save_families
 from .frontier import Frontier, envelope, isoflop
 from .kaplan import KaplanLaw
 from .kaplan_step import KaplanStepLaw
@@ -15,6 +16,7 @@ __all__ = [
     "IdentificationWarning",
     "KaplanLaw",
     "KaplanStepLaw",
+    "Family",
     "Frontier",
     "PowerLaw",
     "Prediction",
@@ -22,4 +24,7 @@ __all__ = [
     "TradeOff",
     "envelope",
     "isoflop",
+    "load_families",
+    "pooled_prior",
+    "save_families",
 ]

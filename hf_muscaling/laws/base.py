@@ -153,7 +153,13 @@ class ScalingLaw:
     @property
     def parameters(self) -> tuple[str, ...]:
         """Names of the parameters of `loss`, the paper's letters (the B of Chinchilla is not the B of a batch)."""
-        return tuple(inspect.signature(self.loss).parameters)[len(self.variables) :]
+        return self.parameters_of()
+
+    @classmethod
+    def parameters_of(cls) -> tuple[str, ...]:
+        """Names of the parameters of every fit of this law."""
+        names = tuple(inspect.signature(cls.loss).parameters)
+        return names[len(tuple(takewhile(VARIABLES.__contains__, names))) :]
 
     @property
     def columns(self) -> dict[str, str]:
