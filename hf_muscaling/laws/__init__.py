@@ -8,6 +8,7 @@ from .frontier import Frontier, envelope, isoflop
 from .kaplan import KaplanLaw
 from .kaplan_step import KaplanStepLaw
 from .power import PowerLaw
+from .stages import StageWise, estimate_stages
 
 __all__ = [
     "ChinchillaLaw",
@@ -21,8 +22,10 @@ __all__ = [
     "PowerLaw",
     "Prediction",
     "ScalingLaw",
+    "StageWise",
     "TradeOff",
     "envelope",
+    "estimate_stages",
     "isoflop",
     "load_families",
     "pooled_prior",

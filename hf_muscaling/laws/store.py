@@ -174,7 +174,7 @@ def _law_class(cls: type[ScalingLaw], name: Any, where: str) -> type[ScalingLaw]
 
 
 def _subclasses(cls: type[ScalingLaw]) -> list[type[ScalingLaw]]:
-    found = [cls] if cls.objectives else []
+    found = [cls] if cls.equation else []
     for child in cls.__subclasses__():
         found += _subclasses(child)
     return found
