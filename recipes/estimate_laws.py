@@ -45,7 +45,6 @@ def main() -> None:
 
     from hf_muscaling import extrapolation_grid
     from hf_muscaling.commands.law_flags import make_law, read
-    from hf_muscaling.law_plots import plot_extrapolation_grid
     from hf_muscaling.laws.grid import PERCENTAGES
     from hf_muscaling.plotting import save_figure
     from hf_muscaling.runs import write_json
@@ -72,7 +71,7 @@ def main() -> None:
                 checkpoints=args.checkpoints, progress=advance, processes=args.processes,
             )  # fmt: skip
         name = "" if family is None else "-" + "".join(c if c.isalnum() else "_" for c in family)
-        save_figure(plot_extrapolation_grid(grid, family or table.source), folder / f"heatmap{name}.png")
+        save_figure(grid.plot(family or table.source), folder / f"heatmap{name}.png")
         write_json(folder / f"are{name}.json", {"cells": grid.rows(), "seconds": grid.seconds, "fits": grid.fits})
         print(f"\n{family or ''}{grid}\nHeat map: {folder}/heatmap{name}.png")
 

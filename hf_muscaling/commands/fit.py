@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
+
+from hf_muscaling.laws import Prediction, ScalingLaw
 
 from .law_flags import as_notes, assignments, law_parser, make_law, one_family, read, writable
 
@@ -37,8 +40,24 @@ def run(arguments: Sequence[str]) -> None:
         law.to_json(save)
         print(f"\nLaw: {args.save}")
     if plot:
-        from hf_muscaling.law_plots import plot_fit
         from hf_muscaling.plotting import save_figure
 
-        save_figure(plot_fit(law, table, predictions), plot)
+        save_figure(_figure(law, predictions, args.level), plot)
         print(f"\nPlot: {args.plot}")
+
+
+def _figure(law: ScalingLaw, predictions: Sequence[Prediction], level: float) -> Any:
+    """The law's own plot, drawn far enough to hold the predictions, each marked with its interval."""
+    axis = next(iter(law.columns))
+    furthest = max([float(p.at[axis]) / law.range_[axis][1] for p in predictions] or [1.0])
+    figure = law.plot(level=level, reach=max(3.0, 1.5 * furthest))
+    axes = figure.axes[0]
+    for p in predictions:
+        place = ", ".join(f"{name} {float(value):.3g}" for name, value in p.at.items())
+        ends = [[p.loss - p.low], [p.high - p.loss]]
+        axes.errorbar(
+            float(p.at[axis]), float(p.loss), ends, fmt="D", ms=6, capsize=4, color="black",
+            label=f"{place}: {p.loss:.4f}",
+        )  # fmt: skip
+    axes.legend(frameon=False, fontsize=8)
+    return figure

@@ -153,7 +153,13 @@ class ScalingLaw:
     @property
     def parameters(self) -> tuple[str, ...]:
         """Names of the parameters of `loss`, the paper's letters (the B of Chinchilla is not the B of a batch)."""
-        return tuple(inspect.signature(self.loss).parameters)[len(self.variables) :]
+        return self.parameters_of()
+
+    @classmethod
+    def parameters_of(cls) -> tuple[str, ...]:
+        """Names of the parameters of every fit of this law."""
+        names = tuple(inspect.signature(cls.loss).parameters)
+        return names[len(tuple(takewhile(VARIABLES.__contains__, names))) :]
 
     @property
     def columns(self) -> dict[str, str]:
@@ -264,11 +270,13 @@ class ScalingLaw:
         lines += [f"  note: {message}" for message in self._weaknesses()]
         return "\n".join(lines)
 
-    def plot(self, *args: Any, **options: Any) -> Any:
-        """Fit, band and shaded extrapolation; see `hf_muscaling.plotting.plot_law`."""
-        from ..plotting import plot_law
+    def plot(self, kind: str = "fit", *, level: float = 0.9, reach: float = 10.0) -> Any:
+        """A matplotlib figure: "fit" (the rows, the law with its interval, extrapolation shaded), "residuals", or
+        "contours" (a law with batch sizes: steps and tokens to several losses); see `laws.plots.plot`.
+        """
+        from .plots import plot
 
-        return plot_law(self, *args, **options)
+        return plot(self, kind, level, reach)
 
     # -- JSON ----------------------------------------------------------------------------------------------------------
 

@@ -81,7 +81,7 @@ class ChinchillaLaw(BootstrapLaw):
         for name, exponent in free.items():
             found = len(np.unique(columns[name]))
             least = 3 if self.objective != "bayes" else 2
-            if exponent in self.fixed:
+            if exponent in self.fixed or exponent in self.prior:
                 least = 1
             if found < least:
                 raise FitError(

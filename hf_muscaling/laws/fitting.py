@@ -55,6 +55,7 @@ class Problem:
     high: np.ndarray
     centre: np.ndarray | None = None
     precision: np.ndarray | None = None
+    count: float = 0.0  #: independent observations behind the rows; 0: as many as rows
     origin: float = 0.0  #: log loss at which a law that contains the loss takes its coordinates
 
     def value(self, theta: np.ndarray, objective: str) -> np.ndarray:

@@ -50,6 +50,12 @@ class ExtrapolationGrid:
             for (i, j, k, m), value in np.ndenumerate(self.are)
         ]
 
+    def plot(self, title: str = "") -> Any:
+        """The heat maps, a matplotlib figure; see `laws.heatmap.plot_extrapolation_grid`."""
+        from .heatmap import plot_extrapolation_grid
+
+        return plot_extrapolation_grid(self, title)
+
     def __str__(self) -> str:
         """The ARE with all models and all of their training, a line a law and window."""
         lines = [f"{self.fits} laws fitted in {self.seconds:.1f} s. ARE at the largest model, in %:"]

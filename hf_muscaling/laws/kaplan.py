@@ -88,7 +88,7 @@ class KaplanLaw(BootstrapLaw):
         return KaplanProblem(x, np.zeros(4, int), loss, weight, low, high)
 
     def _material(self, theta: np.ndarray) -> np.ndarray:
-        return np.array([1.0, 0.5 * theta[1], 1.0, 0.5 * theta[3]])
+        return np.array([1.0, 0.5 * theta[1], 3.0, 0.5 * theta[3]])
 
     def _starts(self, problem: Problem, kept: int = 4) -> np.ndarray:
         """Linear fits: for each (alpha_N, alpha_D), `L^(1/alpha_D)` is linear in its two terms."""

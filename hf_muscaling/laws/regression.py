@@ -24,10 +24,11 @@ import numpy as np
 from ..errors import ConfigurationError, FitError
 from .base import ScalingLaw
 from .fitting import DELTA, OBJECTIVES, Problem, minimise, newton, objective_value
-from .selection import WINDOW, Columns
+from .selection import WINDOW, Columns, run_index
 
 FLOOR = 1e-3  #: log loss; two seeds of one run differ by about this much
 ROUNDS = 30
+PER_RUN = 2.0  #: a curve tells its level and its slope; more of its rows err together
 
 Origin = dict[str, float]
 Pin = tuple[Origin, int, float]
@@ -129,7 +130,7 @@ class RegressionLaw(ScalingLaw):
         given_prior = self.objective == "bayes"
         return replace(
             problem, low=low, high=high, centre=centre if given_prior else None,
-            precision=precision if given_prior else None,
+            precision=precision if given_prior else None, count=self._count(columns),
         ), origin  # fmt: skip
 
     def _spread(self, name: str, value: float, sd: float) -> float:
@@ -188,6 +189,11 @@ class RegressionLaw(ScalingLaw):
             return weight
         weight = weight / (1 + self._below(columns) ** 2)
         return weight / weight.mean()
+
+    def _count(self, columns: Columns) -> float:
+        """Independent observations: rows of one run err together, so a run counts as `PER_RUN` of its rows."""
+        rows = np.bincount(run_index(columns))
+        return float(np.minimum(rows, PER_RUN).sum())
 
     def _below(self, columns: Columns) -> np.ndarray:
         """log(C_max / C) of every row."""
@@ -249,11 +255,11 @@ def _scale(problem: Problem, value: np.ndarray) -> np.ndarray:
 
 def _temperature(problem: Problem, value: np.ndarray) -> np.ndarray:
     """Derivative of the Huber sum by the likelihood's n · log(scale): what a unit of the prior weighs."""
-    return DELTA * _scale(problem, value)
+    return DELTA * _scale(problem, value) * len(problem.loss) / (problem.count or len(problem.loss))
 
 
 def _negative_log_posterior(problem: Problem, theta: np.ndarray, value: np.ndarray) -> np.ndarray:
-    return len(problem.loss) * np.log(_scale(problem, value)) + problem.penalty(theta)
+    return (problem.count or len(problem.loss)) * np.log(_scale(problem, value)) + problem.penalty(theta)
 
 
 def posterior_mode(problem: Problem, starts: np.ndarray) -> np.ndarray:

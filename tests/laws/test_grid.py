@@ -78,8 +78,6 @@ def test_thinning_keeps_each_run_and_its_end():
 
 
 def test_it_draws():
-    from hf_muscaling.law_plots import plot_extrapolation_grid
-
     laws = {"chinchilla": ChinchillaLaw("huber"), "power": PowerLaw()}
-    figure = plot_extrapolation_grid(extrapolation_grid(curves(), laws, (0.0, 0.3), (0.5, 1.0), (4, 5)), "t")
+    figure = extrapolation_grid(curves(), laws, (0.0, 0.3), (0.5, 1.0), (4, 5)).plot("t")
     assert len(figure.axes) == 5  # four panels and the colour bar

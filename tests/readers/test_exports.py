@@ -382,7 +382,7 @@ def test_where_knows_the_usual_names(tmp_path):
 
 
 def test_a_wandb_table_of_runs(tmp_path):
-    """The table view's export with an index column: one row a run, final values, N as the Trainer's callback logs it."""
+    """The table view's export with an index column: a row a run, final values, N as the Trainer's callback logs it."""
     tokens = "train/num_input_tokens_seen"
     header = ["", "Name", "State", "Group", "model/num_parameters", tokens, "train/loss", "eval/loss"]
     rows = [[i, name, "finished", "", n, curve[-1][1], 9.0, curve[-1][2]] for i, (name, n, curve) in enumerate(RUNS)]
