@@ -209,7 +209,7 @@ class TestRules:
     def coordinates(self, initial, change, readout=1.0):
         widths = torch.tensor([64.0, 128.0, 256.0])[:, None].numpy()
         table = {"layer": widths**initial, "head": readout * widths**initial}
-        moved = dict.fromkeys(table, (widths ** change)[None])
+        moved = {name: (widths**change)[None] for name in table}
         kinds = {"layer": "layer", "head": "logits"}
         return Coordinates("mup", (64, 128, 256), kinds, table, moved, {"layer.weight": moved["layer"] ** 0})
 
