@@ -23,7 +23,7 @@ def parse(arguments: list[str]) -> argparse.Namespace:
     from hf_muscaling.commands.law_flags import LAWS, add_reader_flags
 
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    add_reader_flags(parser)
+    add_reader_flags(parser, path_optional=True)
     parser.add_argument("--laws", nargs="+", default=["chinchilla", "kaplan"], choices=list(LAWS), help="laws to fit")
     parser.add_argument("--windows", nargs="+", type=float, default=[0.0, 0.1, 0.3, 0.5], help="shares left out")
     parser.add_argument("--seen", nargs="+", type=float, help="shares of training; 0.1 0.2 … 1 by default")
@@ -33,9 +33,6 @@ def parse(arguments: list[str]) -> argparse.Namespace:
     parser.add_argument("--checkpoints", type=int, default=30, help="rows kept of each run, evenly")
     parser.add_argument("--processes", type=int, default=os.cpu_count() or 1, help="processes that share the fits")
     parser.add_argument("--output_dir", default="runs/estimate-laws")
-    if not any(not word.startswith("-") for word in arguments[:1]):
-        parser.set_defaults(path=None)
-        next(action for action in parser._actions if action.dest == "path").nargs = "?"
     return parser.parse_args(arguments)
 
 
