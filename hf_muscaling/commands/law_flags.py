@@ -26,10 +26,11 @@ LAWS: dict[str, tuple[Callable[..., ScalingLaw], dict[str, Any]]] = {
 """Names of laws on the command line: L(N, D) of Hoffmann and of Kaplan, L(N, S, B), and L(N), L(D), L(C)."""
 
 
-def add_reader_flags(parser: argparse.ArgumentParser) -> None:
+def add_reader_flags(parser: argparse.ArgumentParser, path_optional: bool = False) -> None:
     """Add the path and what a file of runs may not say, as flags."""
+    count: dict[str, Any] = {"nargs": "?"} if path_optional else {}
     parser.add_argument(
-        "path", help="a CSV, JSON, JSONL or parquet file, or a folder of runs, checkpoints or event files"
+        "path", help="a CSV, JSON, JSONL or parquet file, or a folder of runs, checkpoints or event files", **count
     )
     add = parser.add_argument_group("what the files do not say").add_argument
     add("--format", choices=list(FORMATS), help="which tool wrote them; recognised by default")
