@@ -59,7 +59,7 @@ def coordinate_check(
     steps; a wrong learning rate shows only in the changes. Logits are bounded from above alone at initialisation,
     and from below by −0.5 − `tolerance` in their change, unless the readout starts at zero: a random readout W_0
     averages w terms of random sign over r, so that W_0·x_0, and the part of W_0·(x_t − x_0) that is not aligned with
-    W_0, shrink as r**-0.5 while the aligned part stays.
+    W_0, shrink as r**-0.5 while the aligned part stays (in a tied readout also the input token's own logit).
 
     Finite widths bend slopes below zero in the same way wherever random terms outweigh aligned ones: many tokens in
     the batch, a small learning rate beside a large initialisation. `batch` therefore defaults to 2 × 16 random tokens
@@ -190,9 +190,7 @@ def _measure(configs, seeds, steps, learning_rate, batch, model_class, optimizer
     )
 
 
-def _train(
-    model: Any, optimizer: torch.optim.Optimizer, batch: Batch, steps: int
-) -> dict[str, dict[str, list[float]]]:
+def _train(model: Any, optimizer: torch.optim.Optimizer, batch: Batch, steps: int) -> dict[str, dict[str, list[float]]]:
     inner: Any = require_mu_model(model, "coordinate_check")
     table = inner.mu_table()
     weights = dict(model.named_parameters())
