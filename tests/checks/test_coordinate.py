@@ -132,6 +132,7 @@ class TestVerdict:
         """The widths of the README's table."""
         config = nanolm(architecture, layers=2, vocabulary=256)
         found = coordinate_check(config, [64, 128, 256, 512], seeds=3, steps=6)
+        print(found.headline())
         assert found.passed and found.control_worst.slope > 1
         assert found.worst.excess <= 0.2, found.headline()
 
