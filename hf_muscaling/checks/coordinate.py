@@ -33,7 +33,7 @@ def coordinate_check(
     seeds: int = 3,
     steps: int = 10,
     judged_step: int = 6,
-    learning_rate: float = 2**-8,
+    learning_rate: float = 2**-9,
     batch: Batch | None = None,
     model_class: Any = None,
     optimizer: Callable[[nn.Module, float], torch.optim.Optimizer] | None = None,
@@ -69,7 +69,7 @@ def coordinate_check(
         config: a μP config (`MuLlamaConfig`, …); its base width counts, whatever its own width.
         widths: at least two widths; by default 1, 2, 4 and 8 times the base width.
         seeds: initialisations per width. `steps`: updates to take. `judged_step`: updates before changes are judged.
-        learning_rate: at base width.
+        learning_rate: at base width; small enough that no loss spikes, or slopes tell of the spike.
         batch: keyword arguments of the model's forward, labels included.
         model_class: what builds the model: an Auto class, a model class or a function of the config; by default the
             pretraining class of the architecture.

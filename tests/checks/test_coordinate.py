@@ -129,9 +129,11 @@ class TestVerdict:
 
     @pytest.mark.slow
     def test_four_widths_three_seeds(self, architecture):
-        """The widths of the README's table."""
+        """The README's figures. T5's weights start 20 times larger than the others', so its steps may be larger."""
         config = nanolm(architecture, layers=2, vocabulary=256)
-        found = coordinate_check(config, [64, 128, 256, 512], seeds=3, steps=6)
+        found = coordinate_check(
+            config, [64, 128, 256, 512], steps=6, learning_rate=2**-8 if architecture.name == "t5" else 2**-9
+        )
         print(found.headline())
         assert found.passed and found.control_worst.slope > 1
         assert found.worst.excess <= 0.2, found.headline()
