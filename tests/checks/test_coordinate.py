@@ -81,11 +81,10 @@ class TestVerdict:
         found = check(nanolm(architecture), model_class=stock_spread)
         assert not found.passed and found.worst_initial.slope > 0.4
 
-    @pytest.mark.parametrize("training", [True, False])
-    def test_a_multiplier_in_one_mode_only_fails(self, architecture, training):
+    def test_a_multiplier_in_training_only_fails(self, architecture):
         class HalfReadout(MuReadout):
             def forward(self, input):
-                return super().forward(input if self.training is training else input / self.multiplier)
+                return super().forward(input if self.training else input / self.multiplier)
 
         def broken(config):
             model = architecture.model_class(config)
@@ -94,8 +93,7 @@ class TestVerdict:
 
         found = check(nanolm(architecture), model_class=broken)
         assert not found.passed
-        if training:
-            assert found.worst.kind == "logits" and found.worst.slope > 0.7
+        assert found.worst.kind == "logits" and found.worst.slope > 0.7
 
     def test_cross_attention_at_the_full_rate_fails(self, t5):
         class Forgotten(MuT5ForConditionalGeneration):
