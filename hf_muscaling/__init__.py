@@ -52,7 +52,16 @@ _HOME = {
     "trainer": ("MuTrainer", "MuTrainingArguments"),
     "series": ("train_series",),
     "runs": ("Run", "Series"),
-    "laws": ("ChinchillaLaw", "PowerLaw", "ScalingLaw"),
+    "laws": (
+        "ChinchillaLaw",
+        "KaplanLaw",
+        "KaplanStepLaw",
+        "PowerLaw",
+        "ScalingLaw",
+        "evaluate_extrapolation",
+        "extrapolation_grid",
+    ),
+    "readers": ("RunTable", "read_runs"),
     "data": ("DataConfig", "prepare_data"),
 }
 _MODULE_OF = {name: module for module, names in _HOME.items() for name in names}
@@ -88,7 +97,9 @@ if TYPE_CHECKING:
     )
     from hf_muscaling.counting import count_parameters, training_flops
     from hf_muscaling.data import DataConfig, prepare_data
-    from hf_muscaling.laws import ChinchillaLaw, PowerLaw, ScalingLaw
+    from hf_muscaling.laws import ChinchillaLaw, KaplanLaw, KaplanStepLaw, PowerLaw, ScalingLaw
+    from hf_muscaling.laws.evaluation import evaluate_extrapolation
+    from hf_muscaling.laws.grid import extrapolation_grid
     from hf_muscaling.models import (
         MuBertConfig,
         MuBertForMaskedLM,
@@ -115,6 +126,7 @@ if TYPE_CHECKING:
         MuT5Model,
     )
     from hf_muscaling.optim import MuAdamW, MuSGD, mu_param_groups
+    from hf_muscaling.readers import RunTable, read_runs
     from hf_muscaling.runs import Run, Series
     from hf_muscaling.series import train_series
     from hf_muscaling.trainer import MuTrainer, MuTrainingArguments

@@ -33,7 +33,7 @@ def coordinate_check(
     seeds: int = 3,
     steps: int = 10,
     judged_step: int = 6,
-    learning_rate: float = 2**-8,
+    learning_rate: float = 2**-9,
     batch: Batch | None = None,
     model_class: Any = None,
     optimizer: Callable[[nn.Module, float], torch.optim.Optimizer] | None = None,
@@ -59,7 +59,7 @@ def coordinate_check(
     steps; a wrong learning rate shows only in the changes. Logits are bounded from above alone at initialisation,
     and from below by −0.5 − `tolerance` in their change, unless the readout starts at zero: a random readout W_0
     averages w terms of random sign over r, so that W_0·x_0, and the part of W_0·(x_t − x_0) that is not aligned with
-    W_0, shrink as r**-0.5 while the aligned part stays.
+    W_0, shrink as r**-0.5 while the aligned part stays (in a tied readout also the input token's own logit).
 
     Finite widths bend slopes below zero in the same way wherever random terms outweigh aligned ones: many tokens in
     the batch, a small learning rate beside a large initialisation. `batch` therefore defaults to 2 × 16 random tokens
@@ -69,7 +69,7 @@ def coordinate_check(
         config: a μP config (`MuLlamaConfig`, …); its base width counts, whatever its own width.
         widths: at least two widths; by default 1, 2, 4 and 8 times the base width.
         seeds: initialisations per width. `steps`: updates to take. `judged_step`: updates before changes are judged.
-        learning_rate: at base width.
+        learning_rate: at base width; small enough that no loss spikes, or slopes tell of the spike.
         batch: keyword arguments of the model's forward, labels included.
         model_class: what builds the model: an Auto class, a model class or a function of the config; by default the
             pretraining class of the architecture.

@@ -21,7 +21,7 @@ def run(arguments: Sequence[str] | None) -> int:
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--steps", type=int, default=10)
     parser.add_argument("--judged_step", type=int, default=6, help="updates after which changes are judged")
-    parser.add_argument("--learning_rate", type=float, default=2**-8, help="at base width")
+    parser.add_argument("--learning_rate", type=float, default=2**-9, help="at base width")
     parser.add_argument("--tolerance", type=float, default=0.2, help="largest slope that passes")
     parser.add_argument("--no_control", action="store_true", help="leave out standard parametrisation")
     parser.add_argument("--plot", metavar="FILE", help="write a PNG")

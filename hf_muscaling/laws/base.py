@@ -18,12 +18,20 @@ from typing import Any, ClassVar
 import numpy as np
 
 from ..errors import ConfigurationError, FitError
-from . import store
+from . import answers, store
 from .fitting import check_objective
-from .table import MEANING, read_table
+from .selection import WINDOW, check_window, select
+from .table import MEANING, _columns, read_table, run_labels
 
 VARIABLES = ("N", "D", "S", "B", "C")
 FAR = 10.0  #: times beyond the fitted range past which `predict` warns
+
+
+def check_level(level: Any) -> float:
+    """A confidence level, or `ConfigurationError` unless it lies between 0 and 1."""
+    if isinstance(level, (bool, str)) or not 0 < level < 1:
+        raise ConfigurationError(f"level={level!r} must lie between 0 and 1, for example 0.9.")
+    return float(level)
 
 
 class IdentificationWarning(UserWarning):
@@ -92,7 +100,10 @@ class ScalingLaw:
     """Base of the laws; see `PowerLaw` for one.
 
     After `fit`: `params_` (dict, the paper's letters), `objective_value_`, `range_` ({variable: (smallest,
-    largest)}), `n_runs_`.
+    largest)}), `n_runs_`, `selection_` (which rows were fitted, in words).
+
+    Arguments of every law: `objective`; `window`, the share of each run's first checkpoints left out when the table
+    holds whole curves; `rows`, "all" or "upper_half" (by compute) when it holds final losses.
     """
 
     objectives: ClassVar[tuple[str, ...]] = ()
@@ -102,9 +113,12 @@ class ScalingLaw:
     params_: dict[str, float]
     objective_value_: float
     range_: dict[str, tuple[float, float]]
+    selection_: str
 
-    def __init__(self, objective: str):
+    def __init__(self, objective: str, window: float = WINDOW, rows: str = "all"):
         self.objective = check_objective(objective, self.objectives)
+        check_window(window, rows)
+        self.window, self.rows = float(window), rows
 
     # -- what a law supplies -------------------------------------------------------------------------------------------
 
@@ -127,7 +141,7 @@ class ScalingLaw:
 
     def settings(self) -> dict[str, Any]:
         """The constructor's arguments, as stored in JSON."""
-        return {"objective": self.objective}
+        return {"objective": self.objective, "window": self.window, "rows": self.rows}
 
     # -- names ---------------------------------------------------------------------------------------------------------
 
@@ -139,7 +153,13 @@ class ScalingLaw:
     @property
     def parameters(self) -> tuple[str, ...]:
         """Names of the parameters of `loss`, the paper's letters (the B of Chinchilla is not the B of a batch)."""
-        return tuple(inspect.signature(self.loss).parameters)[len(self.variables) :]
+        return self.parameters_of()
+
+    @classmethod
+    def parameters_of(cls) -> tuple[str, ...]:
+        """Names of the parameters of every fit of this law."""
+        names = tuple(inspect.signature(cls.loss).parameters)
+        return names[len(tuple(takewhile(VARIABLES.__contains__, names))) :]
 
     @property
     def columns(self) -> dict[str, str]:
@@ -156,14 +176,16 @@ class ScalingLaw:
     def fit(self, table: Any) -> Any:
         """Estimate the parameters from a table of runs and return self.
 
-        `table` holds one row per run: a `Series`, a pandas, pyarrow or datasets table, a dict of columns or a list of
-        dicts, with a column per variable and `loss` (nats per token); `weight` is used when present. Several runs of
-        one size may differ in seed.
+        `table` holds one row per run, or one per checkpoint: a `Series`, a pandas, pyarrow or datasets table, a dict
+        of columns or a list of dicts, with a column per variable and `loss` (nats per token). `weight` is used when
+        present. Rows that share a `run_id` are checkpoints of one run (without that column but with `step`: rows of
+        the same N, B, seed and family); `window` says how many of the first are left out, and every run then weighs
+        the same. Several runs of one size may differ in seed.
 
         Raises `FitError` for a table the law cannot be fitted to; warns `IdentificationWarning` when a parameter
         stays open.
         """
-        columns = self._read(table)
+        columns, self.selection_ = self._selected(table)
         params, value = self._estimate(columns)
         self._set(columns, params, value)
         for message in self._weaknesses():
@@ -178,13 +200,12 @@ class ScalingLaw:
         `ExtrapolationWarning` past 10 times the fitted range.
         """
         self._check_fitted()
-        if isinstance(level, (bool, str)) or not 0 < level < 1:
-            raise ConfigurationError(f"level={level!r} must lie between 0 and 1, for example 0.9.")
+        level = check_level(level)
         points = self._points(at)
         shape = np.broadcast_shapes(*(v.shape for v in points.values()))
         flat = {name: np.broadcast_to(v, shape).ravel() for name, v in points.items()}
         loss = np.asarray(self.loss(*flat.values(), *self.params_.values()), float)
-        low, high = self._interval(flat, float(level))
+        low, high = self._interval(flat, level)
         low, high = np.minimum(low, loss), np.maximum(high, loss)
         beyond = {name: flat[name] / self.range_[name][1] for name in flat}
         factor = np.max(list(beyond.values()), axis=0)
@@ -197,11 +218,28 @@ class ScalingLaw:
             as_given(loss),
             as_given(low),
             as_given(high),
-            float(level),
+            level,
             as_given(factor),
             {n: as_given(v) for n, v in beyond.items()},
             {n: as_given(v) for n, v in flat.items()},
         )
+
+    def minimum_loss(self, **at: Any) -> Any:
+        """The loss, nats per token, with every variable that is not given at infinity: `minimum_loss(N=7e9)` is what a
+        model of 7e9 parameters reaches at best, `minimum_loss()` what any model does.
+        """
+        self._check_fitted()
+        return answers.minimum_loss(self, at)
+
+    def solve(self, variable: str, *, loss: Any, **at: Any) -> Any:
+        """The value of a variable at which the predicted loss is `loss`: "what N reaches 2.0?".
+
+        `solve("N", loss=2.0, D=1e12)` gives parameters, `solve("D", loss=2.0, N=7e9)` tokens; inf where no value
+        reaches the loss. Scalars or arrays that broadcast. Raises `ConfigurationError` for an unknown or missing
+        variable.
+        """
+        self._check_fitted()
+        return answers.solve(self, variable, loss, at)
 
     def evaluate(self, table: Any, level: float = 0.9) -> Evaluation:
         """Predict every run of a table and compare: ARE = mean |L_fit - L| / L (Hitchhiker's Guide) and coverage of
@@ -221,20 +259,24 @@ class ScalingLaw:
         self._check_fitted()
         own = self.evaluate(self._columns)
         lines = [f"{type(self).__name__}: {self.equation_text}", *(f"  {k} = {v:.6g}" for k, v in self.params_.items())]
+        rows = "rows" if "weight" in self._columns else "runs"
         lines += [
             f"  objective {self.objective}: {self.objective_value_:.6g}",
-            f"  {self.n_runs_} runs, residuals: mean {100 * own.are:.2f} %, worst "
+            f"  fitted to {self.selection_}",
+            f"  {self.n_runs_} {rows}, residuals: mean {100 * own.are:.2f} %, worst "
             f"{100 * float(np.max(np.abs(own.errors))):.2f} %",
         ]
         lines += [f"  {n} from {lo:.4g} to {hi:.4g} ({self.units[n]})" for n, (lo, hi) in self.range_.items()]
         lines += [f"  note: {message}" for message in self._weaknesses()]
         return "\n".join(lines)
 
-    def plot(self, *args: Any, **options: Any) -> Any:
-        """Fit, band and shaded extrapolation; see `hf_muscaling.plotting.plot_law`."""
-        from ..plotting import plot_law
+    def plot(self, kind: str = "fit", *, level: float = 0.9, reach: float = 10.0) -> Any:
+        """A matplotlib figure: "fit" (the rows, the law with its interval, extrapolation shaded), "residuals", or
+        "contours" (a law with batch sizes: steps and tokens to several losses); see `laws.plots.plot`.
+        """
+        from .plots import plot
 
-        return plot_law(self, *args, **options)
+        return plot(self, kind, level, reach)
 
     # -- JSON ----------------------------------------------------------------------------------------------------------
 
@@ -272,6 +314,38 @@ class ScalingLaw:
             keep = columns["weight"] > 0
             columns = {name: values[keep] for name, values in columns.items()}
         return columns
+
+    #: a law that does not know how long a run was keeps each run's last checkpoint only
+    last_only: ClassVar[bool] = False
+
+    def _selected(self, table: Any) -> tuple[dict[str, np.ndarray], str]:
+        """The rows to fit, and which they are in words."""
+        raw = dict(_columns(table))
+        labels = run_labels(raw)
+        repeated = labels is not None and len(set(labels)) < len(labels)
+        if labels is not None and (repeated or "run_id" in self.labels):
+            raw["run_id"] = labels
+        extra = ["weight", *self.labels]
+        if repeated:
+            extra += ["run_id", next((name for name in ("D", "S", "step", "C") if name in raw), "run_id")]
+        columns = read_table(raw, [*self.columns.values(), "loss"], extra)
+        if "weight" in columns and not columns["weight"].all():
+            keep = columns["weight"] > 0
+            columns = {name: values[keep] for name, values in columns.items()}
+        self._warn_families(raw)
+        selection = select(columns, self.window, self.rows, self.last_only)
+        order = [*self.columns.values(), "loss", "weight", *self.labels]
+        return {name: selection.columns[name] for name in order if name in selection.columns}, selection.text
+
+    def _warn_families(self, raw: Mapping[str, Any]) -> None:
+        families = {str(value) for value in raw.get("family", ()) if value not in (None, "")}
+        if len(families) > 1:
+            warnings.warn(
+                f"The table holds {len(families)} families ({', '.join(sorted(families)[:3])}, …): one law describes "
+                f"one recipe. Fit each on its own rows.",
+                UserWarning,
+                stacklevel=4,
+            )
 
     def _set(self, columns: dict[str, np.ndarray], params: dict[str, float], value: float) -> None:
         """Take over a fit; also how a stored one comes back."""

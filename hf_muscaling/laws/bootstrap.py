@@ -2,111 +2,207 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from functools import cached_property
-from typing import Any, ClassVar
+from typing import Any
 
 import numpy as np
 
-from .base import ScalingLaw
-from .intervals import DRIFT_POWER, RollingErrors, drift_quantiles, mixture_interval
+from ..errors import ConfigurationError, FitError
+from .base import check_level
+from .fitting import resampled
+from .intervals import RollingErrors, drift_quantiles, mixture_interval
+from .regression import FLOOR, RegressionLaw
+from .selection import Columns, run_index
+from .uncertainty import flat_direction, profile
 
 DRAWS, SEED = 400, 0
-ORIGINS = (0.4, 0.55, 0.7, 0.85)
+ORIGINS = (0.5, 0.65, 0.8)  #: shares of the sizes kept
+HELD_GROUPS = 3
+DRIFT, DRIFT_RANGE, DRIFT_WIDTH, DRIFT_POWER = 0.7, (1e-3, 0.02), 1.0, 1.0
 
 
-def log_covariates(x: np.ndarray) -> np.ndarray:
-    """log x about its mean, so that units do not matter."""
-    log = np.log(x)
-    return log - log.mean()
-
-
-class BootstrapLaw(ScalingLaw):
-    """A law whose `_interval` comes from refits to resampled runs; a law adds `_estimate`, `_resample` and `_named`."""
-
-    labels: ClassVar[tuple[str, ...]] = ("run_id",)
-
-    def _resample(self, n: int, seed: int) -> np.ndarray:
-        """Internal parameters (n, p) refitted to `n` resamples of whole runs."""
-        raise NotImplementedError
-
-    def _named(self, theta: np.ndarray) -> dict[str, np.ndarray]:
-        """The paper's letters → (m,), from internal parameters (m, p)."""
-        raise NotImplementedError
+class BootstrapLaw(RegressionLaw):
+    """A regression law whose `_interval` comes from refits to resampled runs."""
 
     def bootstrap(self, n: int = 4000, seed: int = 0) -> dict[str, np.ndarray]:
         """Parameters refitted to `n` resamples of the runs: {letter: (n,)}; rows that share a `run_id` go together."""
         self._check_fitted()
-        return self._named(self._resample(n, seed))
+        problem, origin, theta = self._fitted
+        found = resampled(replace(problem, weight=self._counts(n, seed)), theta, self._likelihood)
+        return self._named(found, origin)
 
-    def _weights(self, columns: dict[str, np.ndarray]) -> np.ndarray:
-        weight = columns.get("weight")
-        return np.ones_like(columns["loss"]) if weight is None else weight / weight.mean()
+    def parameter_interval(self, name: str, level: float = 0.9) -> tuple[float, float]:
+        """Profile-likelihood interval of a parameter (`laws.uncertainty`): every value in it fits the runs nearly as
+        well once the others are refitted. An end the runs do not set is the parameter's bound (0 or inf).
 
-    def _groups(self, columns: dict[str, np.ndarray]) -> np.ndarray:
-        """Which rows belong to one run: those that share a `run_id`, otherwise each row alone."""
-        if "run_id" not in columns:
-            return np.arange(len(columns["loss"]))
-        return np.unique(columns["run_id"].astype(str), return_inverse=True)[1]
+        Rows of one run count as one observation. Raises `ConfigurationError` for an unknown or fixed parameter.
+        """
+        self._check_fitted()
+        self._known(name, "parameter_interval")
+        if name in self.fixed:
+            raise ConfigurationError(f"{name} is fixed at {self.fixed[name]:g}, so the runs say nothing about it.")
+        return profile(self, name, check_level(level))
+
+    def _weaknesses(self) -> list[str]:
+        found = [
+            f"{name} is at its bound: the runs do not say where the loss stops falling. Add larger runs."
+            for name in ("E",)
+            if name in self.params_ and name not in self.fixed and self._at_floor()
+        ]
+        flat = flat_direction(self)
+        if flat.size > 1:
+            ends = (", ".join(f"{n} = {v[n]:.3g}" for n in self.parameters if n in v) for v in (flat.low, flat.high))
+            held = "the prior decides. " if self.prior_ else ""
+            found.append(
+                f"{' and '.join(flat.letters)} not identified by these runs: from ({next(ends)}) to ({next(ends)}) the "
+                f"fit changes by less than the noise; {held}Add runs that differ more in {', '.join(self.variables)}, "
+                f"or borrow from another family: fixed={{{flat.letters[-1]!r}: …}}."
+            )
+        return found
+
+    def _at_floor(self) -> bool:
+        """Whether the irreducible loss was pushed to zero."""
+        return False
+
+    def _material(self, theta: np.ndarray) -> np.ndarray:
+        """For each coordinate of theta, the change that matters."""
+        raise NotImplementedError
+
+    def _coordinates(self) -> tuple[int, ...]:
+        """For each letter, the coordinate of theta that carries it."""
+        return tuple(range(len(self.parameters)))
+
+    def _hold(self, other: BootstrapLaw) -> None:
+        """Take over what another fit decided about the law's form."""
+
+    @property
+    def _likelihood(self) -> str:
+        return "huber" if self.objective == "bayes" else self.objective
 
     def _counts(self, n: int, seed: int) -> np.ndarray:
         """Weights (n, rows) of `n` resamples of whole runs; the same for the same seed."""
-        group = self._groups(self._columns)
+        group = run_index(self._columns)
         runs = int(group.max()) + 1
         drawn = np.random.default_rng(seed).multinomial(runs, np.full(runs, 1 / runs), n)
-        return drawn[:, group] * self._weights(self._columns)
+        return drawn[:, group] * self._row_weights(self._columns)
+
+    def _resample(self, n: int, seed: int) -> np.ndarray:
+        """Theta (n, p) refitted to smooth resamples of whole runs: every run keeps a weight, drawn from an exponential
+        distribution (Rubin's Bayesian bootstrap), so that few runs never leave a parameter without data; the prior's
+        centre is drawn too.
+        """
+        problem, _, theta = self._fitted
+        rng = np.random.default_rng(seed)
+        group = run_index(self._columns)
+        drawn = rng.exponential(size=(n, int(group.max()) + 1))
+        drawn /= drawn.mean(1, keepdims=True)
+        weight = drawn[:, group] * self._row_weights(self._columns)
+        if problem.precision is None or problem.centre is None:
+            return resampled(replace(problem, weight=weight), theta, self._likelihood)
+        bare, _ = self._build(self._columns)
+        assert bare.precision is not None
+        sd = np.where(bare.precision > 0, 1 / np.sqrt(np.maximum(bare.precision, 1e-300)), 0.0)
+        centre = problem.centre + sd * rng.normal(size=(n, len(theta)))
+        return resampled(replace(problem, weight=weight, centre=centre), theta, self._likelihood)
 
     @cached_property
     def _draws(self) -> dict[str, Any]:
-        params = self._named(self._resample(DRAWS, SEED))
+        params = self._named(self._resample(DRAWS, SEED), self._fitted[1])
         turn = (0.5 + np.arange(DRAWS) * 0.6180339887498949) % 1
-        group = self._groups(self._columns)
-        r = self._residuals(self._columns, self.params_)
-        dof = max(int(group.max()) + 1 - len(self.params_), 1)
+        sigma, dof = self._noise(self._columns, self.params_)
         chi = np.random.default_rng(SEED + 1).chisquare(dof, DRAWS) / dof
-        sigma = np.sqrt(np.mean(r**2) * len(r) / max(len(r) - len(self.params_), 1) / chi)
-        return {"params": params, "sigma": sigma, "tau": drift_quantiles(self._rolling(), turn)}
+        centre = float(np.clip(DRIFT * sigma, *DRIFT_RANGE))
+        tau = drift_quantiles(self._rolling(), turn, centre, DRIFT_WIDTH, DRIFT_POWER)
+        return {"params": params, "sigma": sigma / np.sqrt(chi), "tau": tau}
 
-    def _residuals(self, columns: dict[str, np.ndarray], params: dict[str, float]) -> np.ndarray:
+    def _noise(self, columns: Columns, params: dict[str, float]) -> tuple[float, float]:
+        """Standard deviation of one run's log loss about the law, near the large end, and its degrees of freedom."""
+        weight = self._row_weights(columns)
+        r = self._residuals(columns, params)
+        run = run_index(columns)
+        by_run = np.bincount(run, weight)
+        effective = float(by_run.sum() ** 2 / (by_run**2).sum())
+        rows = float(weight.sum() ** 2 / (weight**2).sum())
+        free = len(self.parameters) - len(self.fixed)
+        variance = np.average(r**2, weights=weight) * rows / max(rows - free, 1.0)
+        dof = max(effective - free, 1.0)
+        return float(np.sqrt((variance * dof + FLOOR**2) / (dof + 1))), dof + 1
+
+    def _residuals(self, columns: Columns, params: dict[str, float]) -> np.ndarray:
         at = [columns[c] for c in self.columns.values()]
-        return np.log(columns["loss"]) - np.log(self.loss(*at, *params.values()))
+        return np.log(columns["loss"]) - np.log(self.loss(*at, **params))
 
     def _rolling(self) -> RollingErrors:
-        """Refit on the runs of smaller N·D, score on the larger; one observation for each origin and distinct N."""
-        at = {name: self._columns[c] for name, c in self.columns.items()}
-        order = np.argsort(sum(np.log(v) for v in at.values()), kind="stable")
+        """Refit without the largest models, score them: one observation for each origin and held-out size.
+
+        With fewer than 5 sizes, or a law that has none, the rows of largest compute are held out instead.
+        """
+        columns = self._columns
+        first = next(iter(self.columns.values()))
+        ladder = np.log(columns[first])
+        if len(np.unique(ladder)) < 5:
+            ladder = -self._below(columns)
+        levels = np.unique(ladder)
         parts = []
-        for share in ORIGINS:
-            k = int(share * len(order))
-            small, large = ({n: v[rows] for n, v in self._columns.items()} for rows in (order[:k], order[k:]))
+        for cut in np.unique([levels[-2], *np.quantile(levels, ORIGINS)]):
+            small, large = ({n: v[keep] for n, v in columns.items()} for keep in (ladder <= cut, ladder > cut))
             try:
-                params, _ = self._estimate(small)
-            except ValueError:
+                params, _ = self._refit(small)
+            except FitError:
                 continue
             e = self._residuals(large, params)
-            noise = self._residuals(small, params).std() * np.sqrt(1 + len(params) / k)
-            reach = [np.log(np.maximum(large[c] / small[c].max(), 1.0)) for c in self.columns.values()]
-            distance = np.max(reach, 0)
-            for level in np.unique(large[next(iter(self.columns.values()))]):
-                own = large[next(iter(self.columns.values()))] == level
-                parts.append((np.mean(e[own]), noise, np.mean(distance[own])))
+            reach = self._outside(large, small)
+            covariance, slopes, sigma = self._laplace(small, params, large)
+            late, run = self._row_weights(large), run_index(large)
+            at = np.linspace(cut, levels[-1] + 1e-9, HELD_GROUPS + 1)
+            group = np.searchsorted(at, ladder[ladder > cut], side="left")
+            for level in np.unique(group):
+                own = group == level
+                w = late[own] / late[own].sum()
+                slope, by_run = slopes[:, own] @ w, np.bincount(run[own], w)
+                variance = slope @ covariance @ slope + sigma**2 * (by_run**2).sum()
+                parts.append([e[own] @ w, np.sqrt(variance), reach[own] @ w])
         return RollingErrors(*np.array(parts).T) if parts else RollingErrors(*np.empty((3, 0)))
+
+    def _outside(self, points: Columns, data: Columns) -> np.ndarray:
+        """Log distance of points outside the data's range, the largest over the variables."""
+        found = [
+            np.maximum(np.log(points[c] / data[c].max()), np.log(data[c].min() / points[c]))
+            for c in self.columns.values()
+        ]
+        return np.maximum(np.max(found, 0), 0.0)
+
+    def _laplace(
+        self, columns: Columns, params: dict[str, float], points: Columns
+    ) -> tuple[np.ndarray, np.ndarray, float]:
+        """Covariance (p, p) of the fitted theta, d log L / d theta at points (p, n), and the noise of one run."""
+        problem, origin = self._build(columns)
+        theta = np.clip(self._internal(params, origin)[0], problem.low, problem.high)
+        sigma, _ = self._noise(columns, params)
+        v = problem.slopes(theta)
+        information = (v * problem.weight) @ v.T / sigma**2
+        if problem.precision is not None:
+            information = information + np.diag(problem.precision)
+        held = problem.high <= problem.low
+        scale = np.sqrt(np.maximum(np.diag(information), 1e-300))
+        scaled = information / np.outer(scale, scale)
+        scaled[held] = scaled[:, held] = 0.0
+        covariance = np.linalg.pinv(scaled, rcond=1e-10, hermitian=True) / np.outer(scale, scale)
+        return covariance, self._problem(points, np.ones_like(points["loss"]), origin).slopes(theta), sigma
 
     def _interval(self, at: dict[str, np.ndarray], level: float) -> tuple[np.ndarray, np.ndarray]:
         draws = self._draws
+        points = {column: at[name] for name, column in self.columns.items()}
+        outside = self._outside(points, self._columns)
         ends = []
-        for i in range(len(next(iter(at.values())))):
-            point = [v[i] for v in at.values()]
-            centre = np.log(self.loss(*point, *draws["params"].values()))
-            outside = max(
-                max(np.log(x / hi), np.log(lo / x), 0.0)
-                for x, (lo, hi) in zip(point, self.range_.values(), strict=True)
-            )
-            variance = draws["sigma"] ** 2 + draws["tau"] ** 2 * outside ** (2 * DRIFT_POWER)
+        for i in range(len(outside)):
+            centre = np.log(self.loss(*[v[i] for v in points.values()], **draws["params"]))
+            variance = draws["sigma"] ** 2 + draws["tau"] ** 2 * outside[i] ** (2 * DRIFT_POWER)
             ends.append(mixture_interval(centre, np.sqrt(variance), level))
         low, high = np.exp(np.array(ends)).T
         return low, high
 
-    def _set(self, columns: dict[str, np.ndarray], params: dict[str, float], value: float) -> None:
+    def _set(self, columns: Columns, params: dict[str, float], value: float) -> None:
         super()._set(columns, params, value)
-        for name in ("_draws", "_theta"):
-            self.__dict__.pop(name, None)
+        self.__dict__.pop("_draws", None)

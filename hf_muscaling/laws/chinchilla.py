@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
-from functools import cached_property
+from collections.abc import Mapping
 from typing import Any, ClassVar
 
 import numpy as np
 
-from ..errors import ConfigurationError, FitError
-from .bootstrap import BootstrapLaw, log_covariates
-from .fitting import OBJECTIVES, Problem, minimise, objective_value, resampled
+from ..errors import FitError
+from .answers import plain, positive
+from .bootstrap import BootstrapLaw
+from .fitting import Problem
+from .regression import Origin, Pin
+from .selection import Columns
 
 STEEPEST, FLATTEST = 4.0, 1e-3
 GRID = np.exp(np.linspace(np.log(0.03), np.log(2.0), 18))
@@ -18,8 +21,9 @@ GRID = np.exp(np.linspace(np.log(0.03), np.log(2.0), 18))
 class ChinchillaLaw(BootstrapLaw):
     """Loss from parameters and tokens: `L(N, D) = E + A/N^alpha + B/D^beta`, nats per token.
 
-    `objective` is "huber" (Huber(1e-3) on log loss, the paper's Eq. 3 and the default), "least_squares" (on the loss)
-    or "lad". The global optimum is found without start values: linear fits of (E, A, B) over a grid of (alpha, beta),
+    `objective` is "bayes" (the default: a weak prior on the exponents, rows of small compute count less,
+    `laws.regression`), "huber" (Huber(1e-3) on log loss, the paper's Eq. 3), "least_squares" (on the loss) or "lad".
+    The global optimum is found without start values: linear fits of (E, A, B) over a grid of (alpha, beta),
     then Newton's method with the exact Hessian, Huber's width lowered step by step.
 
     The interval of `predict` resamples runs (all rows of one `run_id` together), adds the noise of one run and a
@@ -30,7 +34,7 @@ class ChinchillaLaw(BootstrapLaw):
 
     >>> n, d = np.meshgrid(np.geomspace(1e7, 1e9, 5), np.geomspace(1e9, 1e11, 5))
     >>> runs = {"N": n.ravel(), "D": d.ravel(), "loss": (1.8 + 480 / n**0.35 + 2100 / d**0.37).ravel()}
-    >>> law = ChinchillaLaw().fit(runs)
+    >>> law = ChinchillaLaw(objective="huber").fit(runs)
     >>> {name: round(value, 3) for name, value in law.params_.items()}
     {'E': 1.8, 'A': 480.0, 'B': 2100.0, 'alpha': 0.35, 'beta': 0.37}
     >>> n, d = law.compute_optimal(C=1e21)
@@ -38,7 +42,6 @@ class ChinchillaLaw(BootstrapLaw):
     1.0
     """
 
-    objectives: ClassVar[tuple[str, ...]] = tuple(OBJECTIVES)
     equation: ClassVar[str] = "L(N, D) = E + A/N^alpha + B/D^beta"
     bounds: ClassVar[dict[str, tuple[float, float]]] = {
         "E": (0.0, np.inf),
@@ -48,8 +51,8 @@ class ChinchillaLaw(BootstrapLaw):
         "beta": (0.0, STEEPEST),
     }
 
-    def __init__(self, objective: str = "huber"):
-        super().__init__(objective)
+    weak_prior: ClassVar[dict[str, tuple[float, float]]] = {"alpha": (0.36, 0.06), "beta": (0.36, 0.08)}
+    scales: ClassVar[tuple[str, ...]] = ("E", "A", "B")
 
     @staticmethod
     def loss(N: Any, D: Any, E: float, A: float, B: float, alpha: float, beta: float) -> Any:
@@ -63,75 +66,87 @@ class ChinchillaLaw(BootstrapLaw):
         2022, Eq. 4). Raises `ConfigurationError` when C is not a positive number.
         """
         self._check_fitted()
-        budget = np.asarray(C)
-        if budget.dtype.kind not in "iuf" or not (np.isfinite(budget) & (budget > 0)).all():
-            raise ConfigurationError(f"C={str(C)[:40]!r} must be a finite number of FLOPs > 0.")
+        budget = positive("C", C, "FLOPs")
         p = self.params_
         total = p["alpha"] + p["beta"]
         scale = (p["alpha"] * p["A"] / (p["beta"] * p["B"])) ** (1 / total)
         n = scale * (budget / 6) ** (p["beta"] / total)
         d = budget / (6 * n)
-        return (float(n), float(d)) if budget.ndim == 0 else (n, d)
+        return plain(n), plain(d)
 
     # -- inside --------------------------------------------------------------------------------------------------------
 
-    def _estimate(self, columns: dict[str, np.ndarray]) -> tuple[dict[str, float], float]:
-        for name in ("N", "D"):
+    def _check_columns(self, columns: Columns) -> None:
+        free = {"N": "alpha", "D": "beta"}
+        for name, exponent in free.items():
             found = len(np.unique(columns[name]))
-            if found < 3:
+            least = 3 if self.objective != "bayes" else 2
+            if exponent in self.fixed or exponent in self.prior:
+                least = 1
+            if found < least:
                 raise FitError(
-                    f"{self.equation} needs at least 3 distinct {name}, the table has {found}. Train more sizes and "
-                    f"horizons, or fit "
-                    "a PowerLaw in the variable that changes."
+                    f"{self.equation} needs at least {least} distinct {name}, the table has {found}. Train more sizes "
+                    f"and horizons, fit a PowerLaw in the variable that changes, or borrow: "
+                    f"fixed={{{exponent!r}: …}} from another family."
                 )
-        if len(columns["loss"]) < 5:
-            raise FitError(f"{self.equation} has 5 parameters and the table {len(columns['loss'])} rows. Add runs.")
-        problem = self._problem(columns)
-        theta, value = minimise(problem, _starts(problem), self.objective, polish=False, lowering=True)
-        if self.objective == "lad":
-            theta, value = minimise(problem, theta[None], self.objective)
-        params = {name: float(v[0]) for name, v in self._named(theta[None], columns).items()}
-        return params, self._score(columns, params)
+        needed = 5 - len(self.fixed) - (2 if self.objective == "bayes" else 0)
+        if len(columns["loss"]) < max(needed, 1):
+            raise FitError(
+                f"{self.equation} has {5 - len(self.fixed)} free parameters and the table {len(columns['loss'])} rows. "
+                f"Add runs."
+            )
 
-    def _score(self, columns: dict[str, np.ndarray], params: dict[str, float]) -> float:
-        log = np.log(self.loss(columns["N"], columns["D"], **params))
-        return float(objective_value(self.objective, log, columns["loss"], self._weights(columns)))
-
-    def _problem(self, columns: dict[str, np.ndarray], weight: np.ndarray | None = None) -> Problem:
-        """theta = (log E, log A', alpha, log B', beta), A' and B' at the geometric means of N and D."""
+    def _problem(self, columns: Columns, weight: np.ndarray, origin: Origin) -> Problem:
+        """theta = (log E, log A', alpha, log B', beta), A' and B' at the origin of N and D."""
         loss = columns["loss"]
         one = np.ones_like(loss)
-        x = np.stack([one, one, -log_covariates(columns["N"]), one, -log_covariates(columns["D"])], 1)
+        n, d = np.log(columns["N"]), np.log(columns["D"])
+        x = np.stack([one, one, origin["N"] - n, one, origin["D"] - d], 1)
         top, bottom = np.log(loss.max()), np.log(loss.min())
+        far = 60 + STEEPEST * max(abs(n.mean() - origin["N"]), abs(d.mean() - origin["D"]))
         low = np.array([bottom - 25, bottom - 30, FLATTEST, bottom - 30, FLATTEST])
-        high = np.array([top, top + 60, STEEPEST, top + 60, STEEPEST])
-        weight = self._weights(columns) if weight is None else weight
+        high = np.array([top, top + far, STEEPEST, top + far, STEEPEST])
         return Problem(x, np.array([0, 1, 1, 2, 2]), loss, weight, low, high)
 
-    def _named(self, theta: np.ndarray, columns: dict[str, np.ndarray] | None = None) -> dict[str, np.ndarray]:
-        columns = self._columns if columns is None else columns
-        n, d = (np.log(columns[name]).mean() for name in ("N", "D"))
-        e, a, alpha, b, beta = theta.T
-        return {"E": np.exp(e), "A": np.exp(a + alpha * n), "B": np.exp(b + beta * d), "alpha": alpha, "beta": beta}
+    def _material(self, theta: np.ndarray) -> np.ndarray:
+        return np.array([0.2, 1.0, 0.5 * theta[2], 1.0, 0.5 * theta[4]])
 
-    @cached_property
-    def _theta(self) -> np.ndarray:
-        p = self.params_
-        n, d = (np.log(self._columns[name]).mean() for name in ("N", "D"))
+    def _coordinates(self) -> tuple[int, ...]:
+        return (0, 1, 3, 2, 4)
+
+    def _at_floor(self) -> bool:
+        return self.params_["E"] < 1e-6 * float(self._columns["loss"].min())
+
+    def _starts(self, problem: Problem) -> np.ndarray:
+        return _starts(problem)
+
+    def _named(self, theta: np.ndarray, origin: Origin) -> dict[str, np.ndarray]:
+        e, a, alpha, b, beta = theta.T
+        return {
+            "E": np.exp(e),
+            "A": np.exp(a + alpha * origin["N"]),
+            "B": np.exp(b + beta * origin["D"]),
+            "alpha": alpha,
+            "beta": beta,
+        }
+
+    def _internal(self, params: Mapping[str, Any], origin: Origin) -> np.ndarray:
+        p = {name: np.atleast_1d(np.asarray(value, float)) for name, value in params.items()}
         tiny = 1e-300
-        return np.array(
+        return np.stack(
             [
                 np.log(p["E"] + tiny),
-                np.log(p["A"] + tiny) - p["alpha"] * n,
+                np.log(p["A"] + tiny) - p["alpha"] * origin["N"],
                 p["alpha"],
-                np.log(p["B"] + tiny) - p["beta"] * d,
+                np.log(p["B"] + tiny) - p["beta"] * origin["D"],
                 p["beta"],
-            ]
+            ],
+            1,
         )
 
-    def _resample(self, n: int, seed: int) -> np.ndarray:
-        counts = self._counts(n, seed)
-        return resampled(self._problem(self._columns, counts), self._theta, self.objective)
+    def _pin(self, name: str, value: float, origin: Origin) -> Pin:
+        shift: Origin = {"A": {"N": 0.0}, "B": {"D": 0.0}}.get(name, {})
+        return shift, ("E", "A", "alpha", "B", "beta").index(name), np.log(value) if name in self.scales else value
 
 
 def _starts(problem: Problem, kept: int = 3) -> np.ndarray:

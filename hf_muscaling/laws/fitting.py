@@ -8,8 +8,8 @@ independent problems (grid points, resamples).
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from itertools import combinations
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 
 import numpy as np
 from scipy.optimize import minimize as simplex
@@ -53,10 +53,85 @@ class Problem:
     weight: np.ndarray
     low: np.ndarray
     high: np.ndarray
+    centre: np.ndarray | None = None
+    precision: np.ndarray | None = None
+    count: float = 0.0  #: independent observations behind the rows; 0: as many as rows
+    origin: float = 0.0  #: log loss at which a law that contains the loss takes its coordinates
 
     def value(self, theta: np.ndarray, objective: str) -> np.ndarray:
-        """The objective itself (m,), for parameters (m, p)."""
-        return objective_value(objective, _log_loss(self, theta)[0], self.loss, self.weight)
+        """The objective itself (m,), for parameters (m, p), with the penalty where there is one."""
+        value = objective_value(objective, self.log_loss(theta), self.loss, self.weight)
+        return value + self.penalty(theta) if self.precision is not None else value
+
+    def log_loss(self, theta: np.ndarray) -> np.ndarray:
+        """log L (m, n) of parameters (m, p)."""
+        return _log_loss(self, theta)[0]
+
+    def penalty(self, theta: np.ndarray) -> np.ndarray:
+        """Half the precision-weighted squared distance from `centre` (m,)."""
+        return 0.5 * ((theta - self.centre) ** 2 * self.precision).sum(-1)
+
+    def derivatives(
+        self, theta: np.ndarray, delta: float | None, rows: np.ndarray | None = None
+    ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Value (m,), gradient (m, p) and exact Hessian (m, p, p); delta None means least squares on the loss.
+
+        `rows` says which of the regressions the rows of theta belong to, where each has its own weights or centre.
+        """
+
+        def own(array: np.ndarray) -> np.ndarray:
+            return array if array.ndim == 1 or rows is None else array[rows]
+
+        value, gradient, hessian = self._derivatives(theta, delta, own(self.weight))
+        if self.precision is not None and self.centre is not None:
+            away = theta - own(self.centre)
+            value = value + 0.5 * (away * away * self.precision).sum(-1)
+            gradient = gradient + away * self.precision
+            hessian = hessian + np.diag(self.precision)
+        return value, gradient, hessian
+
+    def _derivatives(
+        self, theta: np.ndarray, delta: float | None, weight: np.ndarray
+    ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """The same without the penalty, for a sum of power laws."""
+        log, share = _log_loss(self, theta)
+        v = np.empty((len(theta), theta.shape[1], len(self.loss)))
+        for j, k in enumerate(self.term):
+            np.multiply(share[k], self.x[:, j], out=v[:, j])
+        value, first, outer = pull(log, self.loss, delta, weight)
+        pulled = v * first[:, None]
+        same = self.term[:, None] == self.term
+        hessian = (v * (outer - first)[:, None]) @ v.transpose(0, 2, 1) + (pulled @ self.x) * same
+        return value, pulled.sum(2), hessian
+
+    def slopes(self, theta: np.ndarray) -> np.ndarray:
+        """d log L / d theta (p, n) at one theta (p,)."""
+        share = _log_loss(self, theta[None])[1][:, 0]
+        return share[self.term] * self.x.T
+
+
+class CurvedProblem(Problem):
+    """A regression whose log L is no log-sum-exp of linear forms: a law gives `expansion`, the rest follows."""
+
+    def expansion(self, theta: np.ndarray) -> tuple[np.ndarray, np.ndarray, Callable[[np.ndarray], np.ndarray]]:
+        """log L (m, n), its gradient (m, p, n), and the sum of its Hessians weighted by rows: (m, n) → (m, p, p)."""
+        raise NotImplementedError
+
+    def log_loss(self, theta: np.ndarray) -> np.ndarray:
+        """log L (m, n) of parameters (m, p)."""
+        return self.expansion(theta)[0]
+
+    def slopes(self, theta: np.ndarray) -> np.ndarray:
+        """d log L / d theta (p, n) at one theta (p,)."""
+        return self.expansion(theta[None])[1][0]
+
+    def _derivatives(
+        self, theta: np.ndarray, delta: float | None, weight: np.ndarray
+    ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        log, v, second = self.expansion(theta)
+        value, first, outer = pull(log, self.loss, delta, weight)
+        hessian = (v * outer[:, None]) @ v.transpose(0, 2, 1) + second(first)
+        return value, (v * first[:, None]).sum(2), hessian
 
 
 def objective_value(objective: str, log_fit: np.ndarray, loss: np.ndarray, weight: np.ndarray) -> np.ndarray:
@@ -87,29 +162,18 @@ def _log_loss(problem: Problem, theta: np.ndarray) -> tuple[np.ndarray, np.ndarr
     return top + np.log(total), share
 
 
-def _derivatives(
-    problem: Problem, theta: np.ndarray, delta: float | None, weight: np.ndarray
+def pull(
+    log: np.ndarray, loss: np.ndarray, delta: float | None, weight: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Value (m,), gradient (m, p) and exact Hessian (m, p, p); delta None means least squares on the loss itself."""
-    log, share = _log_loss(problem, theta)
-    v = np.empty((len(theta), theta.shape[1], len(problem.loss)))
-    for j, k in enumerate(problem.term):
-        np.multiply(share[k], problem.x[:, j], out=v[:, j])
+    """The objective (m,) and its first and second derivative (m, n) in each row's log L."""
     if delta is None:
         fit = np.exp(log)
-        r = fit - problem.loss
-        value = (r * r * weight).sum(1)
-        first, outer = 2 * r * fit * weight, 2 * fit * fit * weight
-    else:
-        r = log - np.log(problem.loss)
-        clipped = np.clip(r, -delta, delta)
-        value = (clipped * (r - 0.5 * clipped) * weight).sum(1)
-        first = clipped * weight
-        outer = (clipped == r) * weight - first
-    pulled = v * first[:, None]
-    same = problem.term[:, None] == problem.term
-    hessian = (v * outer[:, None]) @ v.transpose(0, 2, 1) + (pulled @ problem.x) * same
-    return value, pulled.sum(2), hessian
+        r = fit - loss
+        first = 2 * r * fit * weight
+        return (r * r * weight).sum(-1), first, 2 * fit * fit * weight + first
+    r = log - np.log(loss)
+    clipped = np.clip(r, -delta, delta)
+    return (clipped * (r - 0.5 * clipped) * weight).sum(-1), clipped * weight, (clipped == r) * weight
 
 
 def _step(h: np.ndarray, g: np.ndarray, damping: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -147,8 +211,7 @@ def newton(
     p = theta.shape[1]
     free = np.ones(p, bool) if free is None else free
     damping = np.full(len(theta), 1e-3)
-    weight = problem.weight
-    value, gradient, hessian = _derivatives(problem, theta, delta, weight)
+    value, gradient, hessian = problem.derivatives(theta, delta, np.arange(len(theta)))
     live = np.arange(len(theta))
     for _ in range(steps):
         g, h, t = gradient[live], hessian[live], theta[live]
@@ -160,9 +223,7 @@ def newton(
         step, promised = _step(h / (scale[:, :, None] * scale[:, None, :]), g / scale, damping[live])
         step /= scale
         tried = np.clip(t + np.clip(step, -3, 3), problem.low, problem.high)
-        new, new_gradient, new_hessian = _derivatives(
-            problem, tried, delta, weight if weight.ndim == 1 else weight[live]
-        )
+        new, new_gradient, new_hessian = problem.derivatives(tried, delta, live)
         better = new < value[live]
         kept = live[better]
         theta[kept], value[kept] = tried[better], new[better]
@@ -211,7 +272,9 @@ def resampled(problem: Problem, theta: np.ndarray, objective: str, chunk: int = 
     out = np.empty((len(problem.weight), len(theta)))
     for begin in range(0, len(out), chunk):
         weight = problem.weight[begin : begin + chunk]
-        part = Problem(problem.x, problem.term, problem.loss, weight, problem.low, problem.high)
+        part = replace(problem, weight=weight)
+        if problem.centre is not None and problem.centre.ndim == 2:
+            part = replace(part, centre=problem.centre[begin : begin + chunk])
         found = np.repeat(theta[None], len(weight), 0)
         *wide, last = (*_PROFILE[objective][1:], *_POLISH[objective])
         for delta in wide:
@@ -219,123 +282,3 @@ def resampled(problem: Problem, theta: np.ndarray, objective: str, chunk: int = 
         found = newton(part, found, last, tolerance=1e-8)
         out[begin : begin + chunk] = found
     return out
-
-
-def power_problem(
-    x: np.ndarray, loss: np.ndarray, weight: np.ndarray, bounds: tuple[float, float]
-) -> tuple[Problem, float]:
-    """`L = exp(log_a + b·log(x/scale)) + exp(log_c)` as a `Problem` in (log_a, b, log_c), and the scale (geometric
-    mean of x).
-    """
-    log = np.log(x)
-    scale = float(np.exp(log.mean()))
-    covariates = np.stack([np.ones_like(log), log - log.mean(), np.ones_like(log)], 1)
-    top, bottom = np.log(loss.max()), np.log(loss.min())
-    low = np.array([bottom - 40, bounds[0], bottom - 25])
-    high = np.array([top + 60, bounds[1], top])
-    return Problem(covariates, np.array([0, 0, 1]), loss, weight, low, high), scale
-
-
-def fit_power(
-    x: np.ndarray,
-    loss: np.ndarray,
-    weight: np.ndarray,
-    objective: str,
-    bounds: tuple[float, float] = (-8.0, -1e-3),
-    grid: int = 96,
-) -> tuple[float, float, float, float]:
-    """The global optimum (a, b, c, objective) of `L = a·(x/scale)^b + c`, with scale the geometric mean of x, a > 0
-    and c ≥ 0.
-
-    For each b on a grid the objective is minimised over (a, c), the Huber width lowered step by step; every local
-    minimum of that profile, and for "lad" the best curves through two rows, then start Newton's method on all three
-    parameters. The edge c = 0 is solved on its own and wins ties.
-    """
-    problem, scale = power_problem(x, loss, weight, bounds)
-    coarse = problem if len(x) <= 600 else _thinned(problem)
-    b = -np.exp(np.linspace(np.log(-bounds[1]), np.log(-bounds[0]), grid))
-    starts = _profile(coarse, _project(coarse, b), objective)
-    best = _dips(coarse, starts, objective, 6)
-    if objective != "least_squares":
-        finer = np.exp(np.linspace(-1, 1, 17) * np.log(b[1] / b[0]))
-        fine = np.repeat(best[:4], 17, 0)
-        fine[:, 1] = np.clip(fine[:, 1] * np.tile(finer, len(best[:4])), *bounds)
-        best = np.concatenate([best, _dips(coarse, _profile(coarse, fine, objective), objective, 8)])
-    if objective == "lad" and len(x) <= 32:
-        best = np.concatenate([best, _least_absolute(problem, b)])
-    edge = Problem(problem.x[:, :2], np.array([0, 0]), loss, weight, problem.low[:2], problem.high[:2])
-    on_edge = best[:3, :2]
-    if coarse is not problem:
-        best, on_edge = minimise(coarse, best, objective)[0][None], on_edge[:1]
-    theta, value = minimise(problem, best, objective)
-    theta_edge, value_edge = minimise(edge, on_edge, objective)
-    if value_edge <= value * (1 + 1e-12):
-        return float(np.exp(theta_edge[0])), float(theta_edge[1]), 0.0, value_edge
-    return float(np.exp(theta[0])), float(theta[1]), float(np.exp(theta[2])), value
-
-
-def _profile(problem: Problem, theta: np.ndarray, objective: str) -> np.ndarray:
-    """Minimise over (a, c) with b held at each row's own value."""
-    for delta in _PROFILE[objective]:
-        theta = newton(problem, theta, delta, free=np.array([True, False, True]), steps=25, tolerance=1e-8)
-    return theta
-
-
-def _dips(problem: Problem, theta: np.ndarray, objective: str, kept: int) -> np.ndarray:
-    """The lowest local minima of a profile along its rows."""
-    value = problem.value(theta, objective)
-    left, right = np.r_[np.inf, value[:-1]], np.r_[value[1:], np.inf]
-    dips = np.flatnonzero((value <= left) & (value <= right))
-    return theta[dips[np.argsort(value[dips])[:kept]]]
-
-
-def _least_absolute(problem: Problem, b: np.ndarray, kept: int = 6, rounds: int = 8) -> np.ndarray:
-    """The best curves of least absolute deviation, by b: for a given b the optimal (a, c) passes through two rows, so
-    all pairs are tried.
-
-    The `kept` best local minima over the grid of b are narrowed eightfold in every round.
-    """
-    i, j = np.array(list(combinations(range(len(problem.loss)), 2))).T
-    z, y = problem.x[:, 1], problem.loss
-    i, j = np.where(z[i] <= z[j], i, j), np.where(z[i] <= z[j], j, i)
-    falls = (z[i] < z[j]) & (y[i] > y[j])
-    i, j = i[falls], j[falls]
-
-    def through(b: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        power = np.exp(b[:, None] * z)
-        a = (y[i] - y[j]) / (power[:, i] - power[:, j])
-        c = y[i] - a * power[:, i]
-        theta = np.stack([np.log(a), np.broadcast_to(b[:, None], a.shape), np.log(np.maximum(c, 1e-11 * y.min()))], -1)
-        value = np.stack([problem.value(t, "lad") for t in theta])
-        best = value.argmin(1)
-        return theta[np.arange(len(b)), best], value[np.arange(len(b)), best]
-
-    if not len(i):
-        return np.empty((0, 3))
-    theta = _dips(problem, through(b)[0], "lad", kept)
-    step = abs(np.log(b[1] / b[0]))
-    for _ in range(rounds):
-        near = -np.exp(np.log(-theta[:, 1:2]) + step * np.linspace(-1, 1, 17))
-        tried, value = through(np.clip(near, problem.low[1], problem.high[1]).ravel())
-        theta = tried.reshape(len(theta), 17, 3)[np.arange(len(theta)), value.reshape(-1, 17).argmin(1)]
-        step /= 8
-    return theta
-
-
-def _project(problem: Problem, b: np.ndarray) -> np.ndarray:
-    """Variable projection: for each b the (a, c) of a linear fit to the relative residuals, kept positive."""
-    z, y, w = problem.x[:, 1], problem.loss, problem.weight
-    p, q = np.exp(b[:, None] * z) / y, 1 / y
-    pp, pq, py, qq, qy = (p * p) @ w, (p * q) @ w, p @ w, (q * q) @ w, q @ w
-    det = np.maximum(pp * qq - pq**2, 1e-14 * pp * qq)
-    a, c = (py * qq - qy * pq) / det, (pp * qy - pq * py) / det
-    small = 1e-3 * y.min()
-    a, c = np.where(c < small, (py - small * pq) / pp, a), np.maximum(c, small)
-    c = np.where(a <= 0, qy / qq, c)
-    return np.stack([np.log(np.maximum(a, 1e-12 * y.min())), b, np.log(c)], 1)
-
-
-def _thinned(problem: Problem, rows: int = 300) -> Problem:
-    """Rows spread evenly over x, for the starts of a large table; the fit itself uses every row."""
-    take = np.argsort(problem.x[:, 1], kind="stable")[np.linspace(0, len(problem.loss) - 1, rows).astype(int)]
-    return Problem(problem.x[take], problem.term, problem.loss[take], problem.weight[take], problem.low, problem.high)

@@ -51,11 +51,20 @@ def rolling_origin(
     return RollingErrors(*(np.concatenate(column) for column in zip(*parts, strict=True)))
 
 
-def drift_quantiles(errors: RollingErrors, u: np.ndarray) -> np.ndarray:
-    """Quantiles at `u` of the posterior of tau, given rolling-origin errors e ~ N(0, deviation² + tau² d^4)."""
-    log = -0.5 * (np.log(_TAU / TAU_PRIOR) / TAU_WIDTH) ** 2
+def drift_quantiles(
+    errors: RollingErrors,
+    u: np.ndarray,
+    centre: float = TAU_PRIOR,
+    width: float = TAU_WIDTH,
+    power: float = DRIFT_POWER,
+) -> np.ndarray:
+    """Quantiles at `u` of the posterior of tau, given rolling-origin errors e ~ N(0, deviation² + tau² d^(2·power)).
+
+    The prior of log tau is normal about log `centre` with standard deviation `width`.
+    """
+    log = -0.5 * (np.log(_TAU / centre) / width) ** 2
     if len(errors.error):
-        variance = errors.deviation**2 + _TAU[:, None] ** 2 * errors.distance ** (2 * DRIFT_POWER)
+        variance = errors.deviation**2 + _TAU[:, None] ** 2 * errors.distance ** (2 * power)
         log = log - 0.5 * (np.log(variance) + errors.error**2 / variance).sum(1)
     weight = np.exp(log - log.max())
     cumulative = np.cumsum(weight) / weight.sum()

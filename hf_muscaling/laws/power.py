@@ -9,9 +9,11 @@ import numpy as np
 
 from ..errors import ConfigurationError, FitError
 from .base import ScalingLaw
-from .fitting import OBJECTIVES, fit_power, objective_value
+from .fitting import OBJECTIVES, objective_value
 from .intervals import DRIFT_POWER, drift_quantiles, mixture_interval, rolling_origin
 from .posterior import Groups, Posterior
+from .power_fit import fit_power
+from .selection import WINDOW
 
 STEEPEST, FLATTEST = -8.0, -1e-3
 DRAWS = 2048
@@ -36,7 +38,8 @@ class PowerLaw(ScalingLaw):
     squares; the 90 % interval holds 87 % of the targets, median half-width 1.9 %. The priors were settled on these same
     tables (neighbouring choices score alike), so expect a little less elsewhere.
 
-    `variable` is "N" (parameters), "D" (tokens) or "C" (FLOPs). `count="non_embedding"` reads the column
+    `variable` is "N" (parameters), "D" (tokens) or "C" (FLOPs). Of whole curves, a law in N takes each run's last
+    checkpoint, a law in D or C all but the first `window`. `count="non_embedding"` reads the column
     `N_non_embedding`, and then `predict(N=…)` means parameters without embeddings.
 
     The interval of `predict` is the same for every objective: posterior, noise of the target run, drift
@@ -57,8 +60,8 @@ class PowerLaw(ScalingLaw):
     equation: ClassVar[str] = "L(N) = a·N^b + c"
     bounds: ClassVar[dict[str, tuple[float, float]]] = {"a": (0.0, np.inf), "b": (STEEPEST, 0.0), "c": (0.0, np.inf)}
 
-    def __init__(self, objective: str = "bayes", count: str = "total", variable: str = "N"):
-        super().__init__(objective)
+    def __init__(self, objective: str = "bayes", count: str = "total", variable: str = "N", window: float = WINDOW):
+        super().__init__(objective, window)
         if variable not in ("N", "D", "C"):
             raise ConfigurationError(f"variable={variable!r} is not known. Choose one of: N, D, C.")
         if count not in ("total", "non_embedding"):
@@ -76,7 +79,17 @@ class PowerLaw(ScalingLaw):
 
     def settings(self) -> dict[str, Any]:
         """The constructor's arguments, as stored in JSON."""
-        return {"objective": self.objective, "count": self.count, "variable": self.variable}
+        return {
+            "objective": self.objective,
+            "count": self.count,
+            "variable": self.variable,
+            "window": self.window,
+        }
+
+    @property
+    def last_only(self) -> bool:  # type: ignore[override]
+        """L(N) compares runs at one horizon, so of a curve it takes the last checkpoint only."""
+        return self.variable == "N"
 
     @property
     def variables(self) -> tuple[str, ...]:

@@ -47,6 +47,7 @@ def write(law: ScalingLaw, path: str | os.PathLike[str] | None) -> str:
         "units": law.units,
         "params": law.params_,
         "objective_value": law.objective_value_,
+        "selection": law.selection_,
         "range": {name: list(ends) for name, ends in law.range_.items()},
         "rows": {
             name: [str(v) for v in values] if values.dtype == object else values.tolist()
@@ -55,86 +56,90 @@ def write(law: ScalingLaw, path: str | os.PathLike[str] | None) -> str:
     }
     text = json.dumps(record, indent=1, allow_nan=False, ensure_ascii=False)
     if path is not None:
-        target = Path(path)
-        draft = target.with_name(f".{target.name}.{os.getpid()}.tmp")
-        try:
-            draft.write_text(text + "\n", encoding="utf-8")
-            os.replace(draft, target)
-        except OSError as error:
-            draft.unlink(missing_ok=True) if draft.parent.is_dir() else None
-            raise RecordError(
-                f"Cannot write the law to {str(target)!r}: {error.strerror or error}. Choose a folder that exists "
-                f"and is "
-                "writable."
-            ) from error
+        write_text(path, text)
     return text
+
+
+def write_text(path: str | os.PathLike[str], text: str) -> None:
+    """Write a record in one step, so that a reader never sees half of it; `RecordError` says why it cannot."""
+    target = Path(path)
+    draft = target.with_name(f".{target.name}.{os.getpid()}.tmp")
+    try:
+        draft.write_text(text + "\n", encoding="utf-8")
+        os.replace(draft, target)
+    except OSError as error:
+        draft.unlink(missing_ok=True) if draft.parent.is_dir() else None
+        raise RecordError(
+            f"Cannot write the law to {str(target)!r}: {error.strerror or error}. Choose a folder that exists and is "
+            f"writable."
+        ) from error
 
 
 def read(cls: type[ScalingLaw], source: str | os.PathLike[str] | Mapping[str, Any]) -> ScalingLaw:
     """The law of a record, an instance of `cls` or, from the base class, of whichever law was stored."""
-    record, where = _parse(source)
+    record, where = parse(source)
     if not isinstance(record, Mapping):
-        _refuse(where, f"expected a JSON object, found {type(record).__name__}")
+        refuse(where, f"expected a JSON object, found {type(record).__name__}")
     if record.get("format") != FORMAT:
-        _refuse(where, f"its 'format' is {str(record.get('format'))[:40]!r}, not {FORMAT!r}")
+        refuse(where, f"its 'format' is {str(record.get('format'))[:40]!r}, not {FORMAT!r}")
     if record.get("format_version") != FORMAT_VERSION or isinstance(record["format_version"], bool):
-        _refuse(
+        refuse(
             where,
             f"format_version {str(record.get('format_version'))[:20]} is not {FORMAT_VERSION}; upgrade hf_muscaling "
             f"to read newer files",
         )
     missing = sorted(_KEYS - set(record))
     if missing:
-        _refuse(where, f"it lacks {', '.join(map(repr, missing))}")
+        refuse(where, f"it lacks {', '.join(map(repr, missing))}")
     law = _law_class(cls, record["law"], where)
-    settings, params = _mapping(record, "settings", where), _mapping(record, "params", where)
+    settings, params = mapping(record, "settings", where), mapping(record, "params", where)
     try:
         fitted = law(**settings)
     except (TypeError, MuScalingError) as error:
-        _refuse(where, f"its settings {str(dict(settings))[:80]} are not those of a {law.__name__} ({error})")
+        refuse(where, f"its settings {str(dict(settings))[:80]} are not those of a {law.__name__} ({error})")
     if set(params) != set(fitted.parameters):
-        _refuse(
+        refuse(
             where,
             f"its params are {sorted(map(str, params))[:8]}, those of a {law.__name__} are {sorted(fitted.parameters)}",
         )
-    values = {name: _number(params[name], f"params[{name!r}]", where) for name in fitted.parameters}
+    values = {name: number(params[name], f"params[{name!r}]", where) for name in fitted.parameters}
     for name, value in values.items():
         low, high = fitted.bounds.get(name, (-math.inf, math.inf))
         if not low <= value <= high:
-            _refuse(where, f"params[{name!r}] = {value:g} lies outside [{low:g}, {high:g}]")
+            refuse(where, f"params[{name!r}] = {value:g} lies outside [{low:g}, {high:g}]")
     _fill(fitted, record, values, where)
     return fitted
 
 
 def _fill(law: ScalingLaw, record: Mapping[str, Any], values: dict[str, float], where: str) -> None:
     """Rows, objective and range, each checked against the others."""
-    rows = _mapping(record, "rows", where)
+    rows = mapping(record, "rows", where)
     try:
         columns = read_table(dict(rows), [*law.columns.values(), "loss"], ["weight", *law.labels])
         with np.errstate(all="ignore"):
             score = law._score(columns, values)
     except (MuScalingError, ValueError, OverflowError, TypeError) as error:
-        _refuse(where, f"its rows are not a table of runs ({error})")
-    stored = _number(record["objective_value"], "objective_value", where)
+        refuse(where, f"its rows are not a table of runs ({error})")
+    stored = number(record["objective_value"], "objective_value", where)
     if not abs(score - stored) <= 1e-6 * (abs(score) + abs(stored)) + 1e-12:
-        _refuse(
+        refuse(
             where,
             f"params do not go with the rows: the objective is {score:.6g} and not {stored:.6g}, so something was "
             f"edited",
         )
     law._set(columns, values, stored)
-    ends = _mapping(record, "range", where)
+    law.selection_ = record.get("selection", f"finals: all {law.n_runs_} rows")
+    if not isinstance(law.selection_, str) or len(law.selection_) > 400:
+        refuse(where, "'selection' must be a short text")
+    ends = mapping(record, "range", where)
     for name, own in law.range_.items():
         pair = ends.get(name)
-        if not isinstance(pair, list) or [_number(v, f"range[{name!r}]", where) for v in pair] != list(own):
-            _refuse(where, f"range[{name!r}] is {str(pair)[:60]}, the rows span {list(own)}")
+        if not isinstance(pair, list) or [number(v, f"range[{name!r}]", where) for v in pair] != list(own):
+            refuse(where, f"range[{name!r}] is {str(pair)[:60]}, the rows span {list(own)}")
 
 
-def _plain(values: np.ndarray) -> list[Any]:
-    return [str(v) for v in values] if values.dtype == object else values.tolist()
-
-
-def _parse(source: Any) -> tuple[Any, str]:
+def parse(source: Any) -> tuple[Any, str]:
+    """The parsed record and how to call it in an error."""
     if isinstance(source, Mapping):
         return source, "the dict"
     if isinstance(source, str) and source.lstrip()[:1] in ("{", "["):
@@ -143,57 +148,60 @@ def _parse(source: Any) -> tuple[Any, str]:
         where = repr(str(source)[:200])
         try:
             if Path(source).stat().st_size > MAX_BYTES:
-                _refuse(where, f"it is larger than {MAX_BYTES >> 20} MB")
+                refuse(where, f"it is larger than {MAX_BYTES >> 20} MB")
             text = Path(source).read_text(encoding="utf-8")
         except (OSError, ValueError) as error:
-            _refuse(where, f"it cannot be read ({error})")
+            refuse(where, f"it cannot be read ({error})")
     else:
-        _refuse(type(source).__name__, "pass a path, JSON text or a dict")
+        refuse(type(source).__name__, "pass a path, JSON text or a dict")
     if len(text) > MAX_BYTES:
-        _refuse(where, f"it is larger than {MAX_BYTES >> 20} MB")
+        refuse(where, f"it is larger than {MAX_BYTES >> 20} MB")
     try:
-        return json.loads(text, parse_constant=lambda name: _refuse(where, f"it contains {name}")), where
+        return json.loads(text, parse_constant=lambda name: refuse(where, f"it contains {name}")), where
     except RecursionError:
-        _refuse(where, "it is nested too deeply")
+        refuse(where, "it is nested too deeply")
     except ValueError as error:
         if isinstance(error, RecordError):
             raise
-        _refuse(where, f"it is not JSON ({str(error)[:80]})")
+        refuse(where, f"it is not JSON ({str(error)[:80]})")
 
 
 def _law_class(cls: type[ScalingLaw], name: Any, where: str) -> type[ScalingLaw]:
     known = {c.__name__: c for c in _subclasses(cls)}
     if not isinstance(name, str) or name not in known:
-        _refuse(where, f"it holds a {str(name)[:40]!r}, expected {' or '.join(sorted(known))}")
+        refuse(where, f"it holds a {str(name)[:40]!r}, expected {' or '.join(sorted(known))}")
     return known[name]
 
 
 def _subclasses(cls: type[ScalingLaw]) -> list[type[ScalingLaw]]:
-    found = [cls] if cls.objectives else []
+    found = [cls] if cls.equation else []
     for child in cls.__subclasses__():
         found += _subclasses(child)
     return found
 
 
-def _mapping(record: Mapping[str, Any], key: str, where: str) -> Mapping[str, Any]:
+def mapping(record: Mapping[str, Any], key: str, where: str) -> Mapping[str, Any]:
+    """An entry that must be an object with text keys."""
     value = record[key]
     if not isinstance(value, Mapping) or not all(isinstance(k, str) for k in value):
-        _refuse(where, f"{key!r} must be an object, found {str(value)[:40]}")
+        refuse(where, f"{key!r} must be an object, found {str(value)[:40]}")
     return value
 
 
-def _number(value: Any, name: str, where: str) -> float:
+def number(value: Any, name: str, where: str) -> float:
+    """A finite number, or `RecordError`."""
     try:
         if isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value):
             return float(value)
     except OverflowError:
         pass
-    _refuse(
+    refuse(
         where,
         f"{name} must be a finite number, found "
         f"{str(value)[:40] if not isinstance(value, int) else 'a number too large'}",
     )
 
 
-def _refuse(where: str, why: str) -> NoReturn:
+def refuse(where: str, why: str) -> NoReturn:
+    """Raise the `RecordError` of this record."""
     raise RecordError(f"Not a stored law, {where}: {why}. Write it again with law.to_json(path).")

@@ -41,12 +41,13 @@ def read_table(data: Any, columns: Sequence[str], optional: Sequence[str] = ()) 
     columns or a list of dicts. Numbers must be finite and > 0 (a weight may be 0).
 
     Raises `FitError` when `data` has another layout, no rows, a missing column, or a value that is not a positive
-    number. Warns when rows are repeated or D < N / 1000.
+    number. Warns when rows are repeated or D < N / 1000. A needed D, S, B or C that is absent is derived: D = S·B,
+    S = `step` or D/B, B = D/S, C = 6·N·D.
 
     >>> read_table([{"N": 1e6, "loss": 4.1}, {"N": 2e6, "loss": 3.9}], ["N", "loss"])["loss"]
     array([4.1, 3.9])
     """
-    raw = _columns(data)
+    raw = _derived(_columns(data), columns)
     missing = [name for name in columns if name not in raw]
     if missing:
         raise FitError(_missing(missing[0], list(raw)))
@@ -69,6 +70,38 @@ def read_table(data: Any, columns: Sequence[str], optional: Sequence[str] = ()) 
             "parameters: check that both columns are in plain units, not one in millions or billions."
         )
     return out
+
+
+def _derived(raw: dict[str, Any], wanted: Sequence[str]) -> dict[str, Any]:
+    """The raw columns, with those of D, S, B, C that are wanted, absent and follow from others."""
+
+    def number(name: str) -> np.ndarray:
+        return _numbers(name, raw[name], None)
+
+    raw = dict(raw)
+    for _ in range(2):
+        for name in (name for name in wanted if name not in raw):
+            if name == "S" and "step" in raw:
+                raw["S"] = raw["step"]
+            elif name == "S" and {"D", "B"} <= set(raw):
+                raw["S"] = number("D") / number("B")
+            elif name == "B" and {"D", "S"} <= set(raw):
+                raw["B"] = number("D") / number("S")
+            elif name == "D" and {"S", "B"} <= set(raw):
+                raw["D"] = number("S") * number("B")
+            elif name == "C" and {"N", "D"} <= set(raw):
+                raw["C"] = 6 * number("N") * number("D")
+    return raw
+
+
+def run_labels(raw: dict[str, Any]) -> list[str] | None:
+    """Which run each row belongs to: `run_id`, or, when `step` says that rows are checkpoints, what else they share."""
+    if "run_id" in raw:
+        return [str(value) for value in raw["run_id"]]
+    if "step" not in raw:
+        return None
+    shared = [raw[name] for name in ("family", "N", "N_non_embedding", "B", "seed") if name in raw]
+    return [" ".join(map(str, row)) for row in zip(*shared, strict=False)] if shared else None
 
 
 def _columns(data: Any) -> dict[str, Any]:

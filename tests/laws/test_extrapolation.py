@@ -3,6 +3,7 @@ again.
 """
 
 import csv
+import os
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +12,9 @@ import pytest
 from hf_muscaling.laws import PowerLaw
 
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning")
-DATA = Path(__file__).resolve().parents[3] / "shared" / "data" / "porian_rw.csv"
+DATA = (
+    Path(os.environ.get("HF_MUSCALING_DATA", Path(__file__).resolve().parents[3] / "shared" / "data")) / "porian_rw.csv"
+)
 
 
 def windows(n, loss, sizes, step=1):

@@ -7,12 +7,10 @@ from scipy.optimize import minimize
 from hf_muscaling.laws.fitting import (
     OBJECTIVES,
     Problem,
-    _derivatives,
-    fit_power,
     newton,
     objective_value,
-    power_problem,
 )
+from hf_muscaling.laws.power_fit import fit_power, power_problem
 
 BOUNDS = (-8.0, -1e-3)
 
@@ -80,10 +78,10 @@ def test_derivatives_match_differences(delta):
         np.full(5, 9.0),
     )
     theta = 0.3 * rng.normal(size=(2, 5))
-    _, gradient, hessian = _derivatives(problem, theta, delta, problem.weight)
+    _, gradient, hessian = problem.derivatives(theta, delta)
     for j in range(5):
         step = 1e-6 * np.eye(5)[j]
-        up, down = (_derivatives(problem, theta + s, delta, problem.weight) for s in (step, -step))
+        up, down = (problem.derivatives(theta + s, delta) for s in (step, -step))
         np.testing.assert_allclose(gradient[:, j], (up[0] - down[0]) / 2e-6, rtol=1e-5, atol=1e-7)
         np.testing.assert_allclose(hessian[:, j], (up[1] - down[1]) / 2e-6, rtol=1e-4, atol=1e-5)
 

@@ -1,0 +1,139 @@
+"""Figures of a fitted law: fit with its band, residuals, extrapolation shaded, critical-batch contours, stages."""
+
+from __future__ import annotations
+
+import warnings
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from matplotlib.figure import Figure
+
+from ..errors import ConfigurationError
+
+if TYPE_CHECKING:
+    from .base import ScalingLaw
+    from .kaplan_step import KaplanStepLaw
+    from .stages import StageWise
+
+COLOURS = ("#1b6ca8", "#d1495b", "#3a7d44", "#8d5a97", "#c77d0a", "#4a4e69", "#00867d", "#9c3d1e")
+KINDS = ("fit", "residuals", "contours")
+CURVES = 6
+
+
+def plot(law: ScalingLaw, kind: str = "fit", level: float = 0.9, reach: float = 10.0) -> Figure:
+    """Draw a fitted law.
+
+    `kind`: "fit", loss over the law's first variable with its interval, the rows fitted, and what lies beyond them up
+    to `reach` times shaded; "residuals", log residuals over it; "contours", for a law with batch sizes, the steps to a
+    loss over batch size with the critical batch size. Raises `ConfigurationError` for another kind.
+    """
+    if kind not in KINDS or (kind == "contours" and not hasattr(law, "critical_batch_size")):
+        known = KINDS if hasattr(law, "critical_batch_size") else KINDS[:2]
+        raise ConfigurationError(f"plot(kind={kind!r}) is not known for {type(law).__name__}: {', '.join(known)}.")
+    law._check_fitted()
+    return {"fit": _fit, "residuals": _residuals, "contours": _contours}[kind](law, level, reach)
+
+
+def _axes(columns: int = 1) -> tuple[Figure, Any]:
+    figure = Figure(figsize=(7.2 if columns == 1 else 4.6 * columns, 4.6), layout="constrained")
+    axes = figure.subplots(1, columns)
+    for one in np.atleast_1d(axes):
+        one.grid(alpha=0.25, which="both")
+    return figure, axes
+
+
+def _groups(law: ScalingLaw) -> list[tuple[dict[str, float], np.ndarray]]:
+    """Rows in up to `CURVES` groups of like values of all variables but the first, with the group's medians."""
+    names = list(law.columns)[1:]
+    data = law._columns
+    everything = np.arange(len(data["loss"]))
+    if not names:
+        return [({}, everything)]
+    key = np.log(data[law.columns[names[0]]])
+    edges = np.unique(np.quantile(key, np.linspace(0, 1, CURVES + 1)))
+    index = np.clip(np.searchsorted(edges, key, side="right") - 1, 0, max(len(edges) - 2, 0))
+    return [
+        ({n: float(np.exp(np.median(np.log(data[law.columns[n]][index == g])))) for n in names},
+         everything[index == g])
+        for g in np.unique(index)
+    ]  # fmt: skip
+
+
+def _fit(law: ScalingLaw, level: float, reach: float) -> Figure:
+    figure, axes = _axes()
+    first = next(iter(law.columns))
+    data = law._columns
+    low, high = law.range_[first]
+    grid = np.geomspace(low / 1.2, high * reach, 60)
+    axes.axvspan(high, grid[-1], color="#f2b134", alpha=0.14, lw=0, label="extrapolation")
+    for colour, (others, rows) in zip(COLOURS, _groups(law), strict=False):
+        with warnings.catch_warnings():  # the picture shades what lies outside
+            warnings.simplefilter("ignore")
+            band = law.predict(level=level, **{first: grid}, **others)
+        label = ", ".join(f"{n} ≈ {v:.2g}" for n, v in others.items()) or f"{level:.0%} interval"
+        axes.fill_between(grid, band.low, band.high, color=colour, alpha=0.15, lw=0)
+        axes.plot(grid, band.loss, color=colour, lw=1.4, label=label)
+        axes.plot(data[law.columns[first]][rows], data["loss"][rows], "o", color=colour, ms=3)
+    axes.set(xscale="log", yscale="log", xlabel=f"{first}, {law.units[first]}", ylabel="loss, nats per token")
+    axes.set(xlim=(grid[0], grid[-1]), title=law.equation_text if len(law.equation_text) < 60 else type(law).__name__)
+    axes.legend(frameon=False, fontsize=8)
+    return figure
+
+
+def _residuals(law: ScalingLaw, level: float, reach: float) -> Figure:
+    figure, axes = _axes()
+    first = next(iter(law.columns))
+    own = law.evaluate(law._columns, level)
+    for colour, (others, rows) in zip(COLOURS, _groups(law), strict=False):
+        label = ", ".join(f"{n} ≈ {v:.2g}" for n, v in others.items()) or None
+        x = law._columns[law.columns[first]][rows]
+        axes.plot(x, -100 * own.errors[rows], "o", color=colour, ms=3, label=label)
+    axes.axhline(0, color="black", lw=0.8)
+    axes.set(xscale="log", xlabel=f"{first}, {law.units[first]}", ylabel="(measured - fitted) / measured, %")
+    axes.set_title(f"Residuals, mean {100 * own.are:.2f} %")
+    if len(law.columns) > 1:
+        axes.legend(frameon=False, fontsize=8)
+    return figure
+
+
+def _contours(law: KaplanStepLaw, level: float, reach: float) -> Figure:  # type: ignore[misc]
+    """Steps over tokens to each of several losses at the largest fitted size; the critical batch size crosses them."""
+    figure, axes = _axes()
+    size = law.range_["N"][1]
+    floor = float(law.minimum_loss(N=size))
+    own = law._columns["loss"]
+    top = max(float(own.max()), floor * 1.2)
+    losses = floor + (top - floor) * np.geomspace(0.08, 0.8, CURVES)
+    for colour, loss in zip(COLOURS, losses, strict=False):
+        ways = law.trade_off(float(loss), size)
+        axes.plot(ways.D, ways.S, color=colour, label=f"loss {loss:.3f}, B_crit {ways.B_crit:.2g}")
+        axes.plot(2 * ways.D.min() * 30 / 31, 2 * ways.S.min() * 30 / 31, "o", color=colour)
+    axes.set(xscale="log", yscale="log", xlabel="D, training tokens", ylabel="S, optimizer steps")
+    axes.set_title(f"Ways to a loss at N = {size:.3g}; dot: critical batch size")
+    axes.legend(frameon=False, fontsize=8)
+    return figure
+
+
+def plot_stages(found: StageWise) -> Figure:
+    """A panel for every stage: B_crit over loss, the sizes' limits over N, loss above the limit over S_min."""
+    figure, (first, second, third) = _axes(3)
+    p = found.params
+    line = np.geomspace(found.critical["loss"].min(), found.critical["loss"].max(), 50)
+    first.plot(found.critical["loss"], found.critical["B_crit"], "o", color=COLOURS[1], ms=4)
+    first.plot(line, p["B_star"] * line ** (-1 / p["alpha_B"]), color=COLOURS[0])
+    first.set(xscale="log", yscale="log", xlabel="loss, nats per token", ylabel="B_crit, tokens")
+    first.set_title(f"1: B_star {p['B_star']:.3g}, alpha_B {p['alpha_B']:.3g}")
+    line = np.geomspace(found.limits["N"].min(), found.limits["N"].max(), 50)
+    second.plot(found.limits["N"], found.limits["loss"], "o", color=COLOURS[1], ms=5)
+    second.plot(line, (p["N_c"] / line) ** p["alpha_N"], color=COLOURS[0])
+    second.set(xscale="log", yscale="log", xlabel="N, parameters", ylabel="limit of the loss, nats per token")
+    second.set_title(f"2: N_c {p['N_c']:.3g}, alpha_N {p['alpha_N']:.3g}")
+    for colour, n in zip(COLOURS * 9, np.unique(found.steps["N"]), strict=False):
+        own = found.steps["N"] == n
+        third.plot(found.steps["S_min"][own], found.steps["rest"][own], ".", color=colour, ms=3, label=f"N = {n:.2g}")
+    line = np.geomspace(found.steps["S_min"].min(), found.steps["S_min"].max(), 50)
+    third.plot(line, (p["S_c"] / line) ** p["alpha_S"], color="black", lw=1.2)
+    third.set(xscale="log", yscale="log", xlabel="S_min, optimizer steps", ylabel="loss - (N_c/N)^alpha_N")
+    third.set_title(f"3: S_c {p['S_c']:.3g}, alpha_S {p['alpha_S']:.3g}")
+    third.legend(frameon=False, fontsize=8)
+    return figure

@@ -1,0 +1,287 @@
+"""Laws in several variables: from validated columns to the global optimum, with a prior or fixed parameters if asked.
+
+A law supplies four short things: `_problem` (the regression in internal coordinates theta), `_starts` (linear fits
+over a grid of exponents), `_named` and `_internal` (theta ↔ the paper's letters). Everything else is here.
+
+Objective "bayes", the default, is the mode of a posterior:
+
+    n · log(mean_i w_i · |log L_fit - log L|_i + FLOOR) + 1/2 · sum_j ((theta_j - centre_j) / sd_j)²
+
+that is, a Laplace likelihood whose scale is estimated too (|·| is Huber's function with delta 1e-3, over delta) and a
+weak prior on the exponents. Rows count less the more compute they lie below the largest run,
+w = 1 / (1 + log(C_max/C)²): a law is a local description, and the target lies beyond the large end.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+from functools import cached_property
+from typing import Any, ClassVar
+
+import numpy as np
+
+from ..errors import ConfigurationError, FitError
+from .base import ScalingLaw
+from .fitting import DELTA, OBJECTIVES, Problem, minimise, newton, objective_value
+from .selection import WINDOW, Columns, run_index
+
+FLOOR = 1e-3  #: log loss; two seeds of one run differ by about this much
+ROUNDS = 30
+PER_RUN = 2.0  #: a curve tells its level and its slope; more of its rows err together
+
+Origin = dict[str, float]
+Pin = tuple[Origin, int, float]
+
+
+class RegressionLaw(ScalingLaw):
+    """A law fitted by `laws.fitting`; `prior` and `fixed` borrow from other families.
+
+    `prior={"alpha": (0.36, 0.06)}` adds to (and overrides) the law's own weak prior: centre and standard deviation,
+    the latter relative for parameters that are scales (E, A, …). It acts under objective "bayes" only.
+    `fixed={"alpha": 0.35, "A": 480.0}` holds parameters at given values under every objective.
+    """
+
+    objectives: ClassVar[tuple[str, ...]] = ("bayes", *OBJECTIVES)
+    labels: ClassVar[tuple[str, ...]] = ("run_id",)
+    weak_prior: ClassVar[dict[str, tuple[float, float]]] = {}  #: letter → centre and standard deviation
+    scales: ClassVar[tuple[str, ...]] = ()  #: letters whose coordinate is a logarithm
+
+    def __init__(
+        self,
+        objective: str = "bayes",
+        window: float = WINDOW,
+        rows: str = "all",
+        prior: Mapping[str, Any] | None = None,
+        fixed: Mapping[str, float] | None = None,
+    ):
+        super().__init__(objective, window, rows)
+        self.prior = {name: self._check_prior(name, value) for name, value in (prior or {}).items()}
+        self.fixed = {name: self._check_fixed(name, value) for name, value in (fixed or {}).items()}
+        both = set(self.prior) & set(self.fixed)
+        if both:
+            raise ConfigurationError(f"{sorted(both)[0]!r} has both a prior and a fixed value. Give one of them.")
+        if self.prior and objective != "bayes":
+            raise ConfigurationError(
+                f"A prior acts under objective='bayes' only, not {objective!r}. Use fixed=… there."
+            )
+
+    # -- what a law supplies -------------------------------------------------------------------------------------------
+
+    def _problem(self, columns: Columns, weight: np.ndarray, origin: Origin) -> Problem:
+        """The regression; `origin` is the variables' log at which the coordinates are taken."""
+        raise NotImplementedError
+
+    def _starts(self, problem: Problem) -> np.ndarray:
+        """Start points (m, p) of a problem at the columns' own origin."""
+        raise NotImplementedError
+
+    def _named(self, theta: np.ndarray, origin: Origin) -> dict[str, np.ndarray]:
+        """The paper's letters → (m,), from theta (m, p)."""
+        raise NotImplementedError
+
+    def _internal(self, params: Mapping[str, Any], origin: Origin) -> np.ndarray:
+        """Theta (m, p) from the paper's letters."""
+        raise NotImplementedError
+
+    def _pin(self, name: str, value: float, origin: Origin) -> Pin:
+        """The origin at which a letter is one coordinate, which one, and its value there."""
+        raise NotImplementedError
+
+    def _check_columns(self, columns: Columns) -> None:
+        """Raise `FitError` for columns that cannot hold the law."""
+
+    # -- estimation ----------------------------------------------------------------------------------------------------
+
+    def settings(self) -> dict[str, Any]:
+        """The constructor's arguments, as stored in JSON."""
+        prior = {name: list(value) for name, value in self.prior.items()}
+        return super().settings() | {"prior": prior, "fixed": dict(self.fixed)}
+
+    @property
+    def prior_(self) -> dict[str, tuple[float, float]]:
+        """The prior in force: the law's own, what was given, less what is fixed."""
+        if self.objective != "bayes":
+            return {}
+        return {k: v for k, v in (self.weak_prior | self.prior).items() if k not in self.fixed}
+
+    def _origin(self, columns: Columns) -> Origin:
+        own = {name: float(np.log(columns[column]).mean()) for name, column in self.columns.items()}
+        own["L"] = float(np.log(columns["loss"]).mean())
+        return own
+
+    def _build(self, columns: Columns, weight: np.ndarray | None = None) -> tuple[Problem, Origin]:
+        """The problem with fixed parameters held and the prior's centre and precision (not yet scaled) in place."""
+        weight = self._row_weights(columns) if weight is None else weight
+        origin = self._origin(columns)
+        pins = {name: self._pin(name, value, origin) for name, value in self.fixed.items()}
+        given = {name: self._pin(name, centre, origin) for name, (centre, _) in self.prior_.items()}
+        for shift, _, _ in (*pins.values(), *given.values()):
+            origin = origin | shift
+        problem = self._problem(columns, weight, origin)
+        low, high = problem.low.copy(), problem.high.copy()
+        for name, value in self.fixed.items():
+            _, j, at = self._pin(name, value, origin)
+            low[j] = high[j] = at
+        centre, precision = np.zeros(len(low)), np.zeros(len(low))
+        for name, (value, sd) in self.prior_.items():
+            _, j, centre[j] = self._pin(name, value, origin)
+            precision[j] = self._spread(name, value, sd) ** -2
+        given_prior = self.objective == "bayes"
+        return replace(
+            problem, low=low, high=high, centre=centre if given_prior else None,
+            precision=precision if given_prior else None, count=self._count(columns),
+        ), origin  # fmt: skip
+
+    def _spread(self, name: str, value: float, sd: float) -> float:
+        """The prior's standard deviation in the coordinate of a letter."""
+        return sd
+
+    def _first(self, columns: Columns) -> np.ndarray:
+        """Starts in the coordinates of `_build`."""
+        own = self._origin(columns)
+        plain = self._problem(columns, self._row_weights(columns), own)
+        problem, origin = self._build(columns)
+        starts = self._starts(plain)
+        if origin != own:
+            starts = self._internal(self._named(starts, own), origin)
+        return np.clip(starts, problem.low, problem.high)
+
+    def _estimate(self, columns: Columns) -> tuple[dict[str, float], float]:
+        return self._refit(columns)
+
+    def _refit(self, columns: Columns) -> tuple[dict[str, float], float]:
+        """Parameters and objective, the law's form held as it is."""
+        self._check_columns(columns)
+        problem, origin = self._build(columns)
+        starts = self._first(columns)
+        if self.objective == "bayes":
+            theta = posterior_mode(problem, starts)
+        else:
+            theta, _ = minimise(problem, starts, self.objective, polish=False, lowering=True)
+            if self.objective == "lad":
+                theta, _ = minimise(problem, theta[None], self.objective)
+        params = {name: float(v[0]) for name, v in self._named(theta[None], origin).items()} | self.fixed
+        params = {name: params[name] for name in self.parameters}
+        if not all(np.isfinite(v) for v in params.values()):
+            raise FitError(f"{self.equation} overflows on this table. Give its columns in other units, such as 1e6.")
+        return params, self._score(columns, params)
+
+    def _score(self, columns: Columns, params: dict[str, float]) -> float:
+        at = [columns[c] for c in self.columns.values()]
+        log = np.log(self.loss(*at, **params))
+        weight = self._row_weights(columns)
+        if self.objective != "bayes":
+            return float(objective_value(self.objective, log, columns["loss"], weight))
+        problem, origin = self._build(columns)
+        theta = self._internal(params, origin)
+        return float(_negative_log_posterior(problem, theta, objective_value("huber", log, columns["loss"], weight))[0])
+
+    def _weights(self, columns: Columns) -> np.ndarray:
+        """The weights given, mean 1."""
+        weight = columns.get("weight")
+        return np.ones_like(columns["loss"]) if weight is None else weight / weight.mean()
+
+    def _row_weights(self, columns: Columns) -> np.ndarray:
+        """The weights used: under "bayes", rows far below the largest compute count less."""
+        weight = self._weights(columns)
+        if self.objective != "bayes":
+            return weight
+        weight = weight / (1 + self._below(columns) ** 2)
+        return weight / weight.mean()
+
+    def _count(self, columns: Columns) -> float:
+        """Independent observations: rows of one run err together, so a run counts as `PER_RUN` of its rows."""
+        rows = np.bincount(run_index(columns))
+        return float(np.minimum(rows, PER_RUN).sum())
+
+    def _below(self, columns: Columns) -> np.ndarray:
+        """log(C_max / C) of every row."""
+        compute = np.sum([np.log(columns[c]) for c in self.columns.values()], 0)
+        return compute.max() - compute
+
+    @cached_property
+    def _fitted(self) -> tuple[Problem, Origin, np.ndarray]:
+        """The problem at its optimum, the prior's precision in the objective's units."""
+        problem, origin = self._build(self._columns)
+        theta = np.clip(self._internal(self.params_, origin)[0], problem.low, problem.high)
+        if problem.precision is not None:
+            value = objective_value("huber", problem.log_loss(theta[None]), problem.loss, problem.weight)
+            problem = replace(problem, precision=problem.precision * float(_temperature(problem, value)[0]))
+        return problem, origin, theta
+
+    def _set(self, columns: Columns, params: dict[str, float], value: float) -> None:
+        super()._set(columns, params, value)
+        self.__dict__.pop("_fitted", None)
+
+    # -- checks --------------------------------------------------------------------------------------------------------
+
+    def _known(self, name: Any, what: str) -> None:
+        if name not in self.parameters:
+            raise ConfigurationError(
+                f"{what} names {name!r}; the parameters of {type(self).__name__} are {', '.join(self.parameters)}."
+            )
+
+    def _check_fixed(self, name: str, value: Any) -> float:
+        self._known(name, "fixed")
+        low, high = self.bounds.get(name, (0.0, np.inf))
+        if isinstance(value, (bool, str)) or not np.isscalar(value) or not low < float(value) < high:
+            raise ConfigurationError(f"fixed[{name!r}] = {value!r} must be a number between {low:g} and {high:g}.")
+        return float(value)  # type: ignore[arg-type]
+
+    def _check_prior(self, name: str, value: Any) -> tuple[float, float]:
+        self._known(name, "prior")
+        try:
+            centre, sd = (float(v) for v in value)
+        except (TypeError, ValueError):
+            raise ConfigurationError(
+                f"prior[{name!r}] = {value!r} must be a pair (centre, standard deviation), such as (0.36, 0.06)."
+            ) from None
+        if not (np.isfinite(centre) and np.isfinite(sd) and centre > 0 and sd > 0):
+            raise ConfigurationError(f"prior[{name!r}] = {value!r} must be two finite numbers > 0.")
+        if name not in self.weak_prior and name not in self.scales:
+            raise ConfigurationError(
+                f"{type(self).__name__} takes no prior on {name}, only on "
+                f"{', '.join(n for n in self.parameters if n in self.weak_prior or n in self.scales)}; "
+                f"fixed={{{name!r}: …}} holds it at a value."
+            )
+        return centre, sd
+
+
+def _scale(problem: Problem, value: np.ndarray) -> np.ndarray:
+    """Mean absolute log residual (m,) of Huber sums, with the floor of the noise between runs."""
+    return value / (DELTA * len(problem.loss)) + FLOOR
+
+
+def _temperature(problem: Problem, value: np.ndarray) -> np.ndarray:
+    """Derivative of the Huber sum by the likelihood's n · log(scale): what a unit of the prior weighs."""
+    return DELTA * _scale(problem, value) * len(problem.loss) / (problem.count or len(problem.loss))
+
+
+def _negative_log_posterior(problem: Problem, theta: np.ndarray, value: np.ndarray) -> np.ndarray:
+    return (problem.count or len(problem.loss)) * np.log(_scale(problem, value)) + problem.penalty(theta)
+
+
+def posterior_mode(problem: Problem, starts: np.ndarray) -> np.ndarray:
+    """The mode (p,) of the posterior: Newton's method at a fixed noise scale, the scale refreshed until it stays.
+
+    Each round lowers the objective: n·log(scale) lies below its tangent, and the round minimises the tangent.
+    """
+    prior = problem.precision if problem.precision is not None else np.zeros(starts.shape[1])
+    bare = replace(problem, precision=None)
+    theta, temperature = starts, _temperature(problem, bare.value(starts, "huber")).min()
+    for delta, tolerance in ((0.03, 1e-3), (0.005, 1e-3)):
+        theta = newton(replace(problem, precision=prior * temperature), theta, delta, tolerance=tolerance)
+        temperature = _temperature(problem, bare.value(theta, "huber")).min()
+    theta = np.concatenate([theta, starts])
+    last = np.inf
+    for _ in range(ROUNDS):
+        theta = newton(replace(problem, precision=prior * temperature), theta, DELTA, tolerance=1e-13)
+        value = bare.value(theta, "huber")
+        target = _negative_log_posterior(problem, theta, value)
+        best = int(np.nanargmin(target))
+        theta, temperature = theta[best][None], float(_temperature(problem, value[best]))
+        if not target[best] < last - 1e-11 * abs(last) and np.isfinite(last):
+            break
+        last = float(target[best])
+    return theta[0]
