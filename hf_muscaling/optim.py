@@ -89,7 +89,7 @@ def mu_param_groups(
         if not parameter.requires_grad:
             continue
         scale = lr_scale(inner, table[name])
-        decays = weight_decay and (decay_vectors or table[name].role != "vector")
+        decays = weight_decay and (decay_vectors or (table[name].role != "vector" and parameter.dim() > 1))
         shrinkage = inner.mu_depth_rule.scale("eps", table[name].depth)
         groups[scale, _decay(weight_decay, lr, scale, policy) if decays else 0.0, shrinkage].append(parameter)
     # Trainer logs the learning rate of group 0: the base one, or the nearest to it where no parameter has it

@@ -2,13 +2,12 @@
 
 import copy
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from functools import cache
 from typing import Any, ClassVar
 
 import torch
 import transformers
-from torch import nn
 from transformers import AutoConfig, PreTrainedConfig, PreTrainedModel
 
 import hf_muscaling.models as named_models
@@ -93,12 +92,6 @@ class DerivedModelMixin(MuModelMixin):
                 "does not tell which dimension is the fan-in; scale every infinite dimension alike (config.at_width)."
             )
         return ParameterScale(place.role, fan_in, fan_out)
-
-    def _attention_modules(self) -> Iterator[nn.Module]:
-        # a classifier may hold a μP model, which Auto classes build for it and which has scaled its own attention
-        nested = [m for m in self.modules() if m is not self and isinstance(m, MuModelMixin)]
-        done = {inner for outer in nested for inner in outer.modules()}
-        return (m for m in super()._attention_modules() if m not in done)
 
     def _install_readouts(self) -> None:
         head = self.get_output_embeddings()

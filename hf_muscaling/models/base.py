@@ -246,7 +246,13 @@ class MuModelMixin:
             attention.scaling *= (self.config.base_head_size / self.config.head_size) ** 0.5
 
     def _attention_modules(self) -> Iterator[nn.Module]:
-        return (m for m in self.modules() if isinstance(getattr(m, "scaling", None), float))
+        """Return the attention modules that are this model's own to scale.
+
+        A classifier may hold a μP model, which an Auto class built for it and which has scaled its own attention.
+        """
+        nested = [m for m in self.modules() if m is not self and isinstance(m, MuModelMixin)]
+        done = {inner for outer in nested for inner in outer.modules()}
+        return (m for m in self.modules() if isinstance(getattr(m, "scaling", None), float) and m not in done)
 
 
 def require_mu_model(model: Any, what: str) -> "PreTrainedModel":

@@ -116,3 +116,10 @@ def test_a_classifier_trains_with_its_own_loss(request, name, tmp_path):
     trainer.train()
     assert trainer.curve[0]["loss"] == pytest.approx(expected, rel=1e-4)
     assert trainer.curve[-1]["loss"] < expected
+
+
+def test_attention_is_scaled_once_where_a_head_builds_its_model_by_an_auto_class(request):
+    base, model_class = build(request, "MuLlamaForSequenceClassification")
+    config = base.at_width(64).replace(head_dim=64, num_attention_heads=1, num_key_value_heads=1)
+    found = {m.scaling for m in model_class(config).modules() if isinstance(getattr(m, "scaling", None), float)}
+    assert found == {64**-0.5 * 0.5}  # 1/√d · √(16/64)
