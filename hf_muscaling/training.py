@@ -85,7 +85,8 @@ def config_record(config: PreTrainedConfig) -> dict[str, Any]:
 
     Fields of ours that came later are left out while they are off, so that earlier runs are found again.
     """
-    fields = {k: v for k, v in config.to_dict().items() if k not in _CONFIG_NOISE and _LATER_FIELDS.get(k) != v}
+    left_out = _LATER_FIELDS.items()
+    fields = {k: v for k, v in config.to_dict().items() if k not in _CONFIG_NOISE and (k, v) not in left_out}
     return json.loads(json.dumps(fields, default=str))
 
 
