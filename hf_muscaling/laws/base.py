@@ -12,6 +12,7 @@ import os
 import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import cache
 from itertools import takewhile
 from typing import Any, ClassVar
 
@@ -96,6 +97,14 @@ class Evaluation:
         )
 
 
+@cache
+def _arguments(law: type[ScalingLaw]) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """Variables and parameters of a law, from the signature of its `loss`."""
+    names = tuple(inspect.signature(law.loss).parameters)
+    variables = tuple(takewhile(VARIABLES.__contains__, names))
+    return variables, names[len(variables) :]
+
+
 class ScalingLaw:
     """Base of the laws; see `PowerLaw` for one.
 
@@ -148,7 +157,7 @@ class ScalingLaw:
     @property
     def variables(self) -> tuple[str, ...]:
         """Names of the variables of `loss`, as `predict` takes them: its leading arguments named in `VARIABLES`."""
-        return tuple(takewhile(VARIABLES.__contains__, inspect.signature(self.loss).parameters))
+        return _arguments(type(self))[0]
 
     @property
     def parameters(self) -> tuple[str, ...]:
@@ -158,8 +167,7 @@ class ScalingLaw:
     @classmethod
     def parameters_of(cls) -> tuple[str, ...]:
         """Names of the parameters of every fit of this law."""
-        names = tuple(inspect.signature(cls.loss).parameters)
-        return names[len(tuple(takewhile(VARIABLES.__contains__, names))) :]
+        return _arguments(cls)[1]
 
     @property
     def columns(self) -> dict[str, str]:

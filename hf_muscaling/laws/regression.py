@@ -23,7 +23,7 @@ import numpy as np
 
 from ..errors import ConfigurationError, FitError
 from .base import ScalingLaw
-from .fitting import DELTA, OBJECTIVES, Problem, minimise, newton, objective_value
+from .fitting import DELTA, OBJECTIVES, Problem, distinct, minimise, newton, objective_value
 from .selection import WINDOW, Columns, run_index
 
 FLOOR = 1e-3  #: log loss; two seeds of one run differ by about this much
@@ -137,14 +137,14 @@ class RegressionLaw(ScalingLaw):
         """The prior's standard deviation in the coordinate of a letter."""
         return sd
 
-    def _first(self, columns: Columns) -> np.ndarray:
-        """Starts in the coordinates of `_build`."""
+    def _first(self, columns: Columns, problem: Problem, origin: Origin) -> np.ndarray:
+        """Starts in the coordinates of a problem of `_build`."""
         own = self._origin(columns)
-        plain = self._problem(columns, self._row_weights(columns), own)
-        problem, origin = self._build(columns)
-        starts = self._starts(plain)
-        if origin != own:
-            starts = self._internal(self._named(starts, own), origin)
+        if origin == own:
+            starts = self._starts(problem)
+        else:
+            plain = self._problem(columns, problem.weight, own)
+            starts = self._internal(self._named(self._starts(plain), own), origin)
         return np.clip(starts, problem.low, problem.high)
 
     def _estimate(self, columns: Columns) -> tuple[dict[str, float], float]:
@@ -154,7 +154,7 @@ class RegressionLaw(ScalingLaw):
         """Parameters and objective, the law's form held as it is."""
         self._check_columns(columns)
         problem, origin = self._build(columns)
-        starts = self._first(columns)
+        starts = self._first(columns, problem, origin)
         if self.objective == "bayes":
             theta = posterior_mode(problem, starts)
         else:
@@ -270,10 +270,11 @@ def posterior_mode(problem: Problem, starts: np.ndarray) -> np.ndarray:
     prior = problem.precision if problem.precision is not None else np.zeros(starts.shape[1])
     bare = replace(problem, precision=None)
     theta, temperature = starts, _temperature(problem, bare.value(starts, "huber")).min()
-    for delta, tolerance in ((0.03, 1e-3), (0.005, 1e-3)):
+    for delta, tolerance in ((0.03, 1e-2), (0.005, 1e-2)):
         theta = newton(replace(problem, precision=prior * temperature), theta, delta, tolerance=tolerance)
+        theta = distinct(theta)
         temperature = _temperature(problem, bare.value(theta, "huber")).min()
-    theta = np.concatenate([theta, starts])
+    theta = distinct(np.concatenate([theta, starts[:1]]))
     last = np.inf
     for _ in range(ROUNDS):
         theta = newton(replace(problem, precision=prior * temperature), theta, DELTA, tolerance=1e-13)
