@@ -10,7 +10,7 @@ from __future__ import annotations
 import inspect
 import os
 import warnings
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import cache
 from itertools import takewhile
@@ -98,9 +98,9 @@ class Evaluation:
 
 
 @cache
-def _arguments(law: type[ScalingLaw]) -> tuple[tuple[str, ...], tuple[str, ...]]:
-    """Variables and parameters of a law, from the signature of its `loss`."""
-    names = tuple(inspect.signature(law.loss).parameters)
+def _arguments(law: Callable[..., Any]) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """Variables and parameters of a law, from the signature of its loss function."""
+    names = tuple(inspect.signature(law).parameters)
     variables = tuple(takewhile(VARIABLES.__contains__, names))
     return variables, names[len(variables) :]
 
@@ -157,7 +157,7 @@ class ScalingLaw:
     @property
     def variables(self) -> tuple[str, ...]:
         """Names of the variables of `loss`, as `predict` takes them: its leading arguments named in `VARIABLES`."""
-        return _arguments(type(self))[0]
+        return _arguments(type(self).loss)[0]
 
     @property
     def parameters(self) -> tuple[str, ...]:
@@ -167,7 +167,7 @@ class ScalingLaw:
     @classmethod
     def parameters_of(cls) -> tuple[str, ...]:
         """Names of the parameters of every fit of this law."""
-        return _arguments(cls)[1]
+        return _arguments(cls.loss)[1]
 
     @property
     def columns(self) -> dict[str, str]:

@@ -45,11 +45,17 @@ class BootstrapLaw(RegressionLaw):
         return profile(self, name, check_level(level))
 
     def _weaknesses(self) -> list[str]:
-        found = [
-            f"{name} is at its bound: the runs do not say where the loss stops falling. Add larger runs."
-            for name in ("E",)
-            if name in self.params_ and name not in self.fixed and self._at_floor()
-        ]
+        problem, _, theta = self._fitted
+        edge = (problem.high > problem.low) & ((theta < problem.low + 1e-6) | (theta > problem.high - 1e-6))
+        found = []
+        for name, j in zip(self.parameters, self._coordinates(), strict=True):
+            if name == "E" and self._at_floor():
+                found.append("E is at its bound 0: the runs do not say where the loss stops falling. Add larger runs.")
+            elif edge[j]:
+                found.append(
+                    f"{name} = {self.params_[name]:.3g} is not identified: it lies at the edge of what is searched. "
+                    f"Add runs that differ more in {', '.join(self.variables)}, or borrow it: fixed={{{name!r}: …}}."
+                )
         flat = flat_direction(self)
         if flat.size > 1:
             ends = (", ".join(f"{n} = {v[n]:.3g}" for n in self.parameters if n in v) for v in (flat.low, flat.high))

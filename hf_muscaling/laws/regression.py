@@ -225,9 +225,9 @@ class RegressionLaw(ScalingLaw):
     def _check_fixed(self, name: str, value: Any) -> float:
         self._known(name, "fixed")
         low, high = self.bounds.get(name, (0.0, np.inf))
-        if isinstance(value, (bool, str)) or not np.isscalar(value) or not low < float(value) < high:
+        if isinstance(value, bool) or not isinstance(value, (int, float, np.number)) or not low < float(value) < high:
             raise ConfigurationError(f"fixed[{name!r}] = {value!r} must be a number between {low:g} and {high:g}.")
-        return float(value)  # type: ignore[arg-type]
+        return float(value)
 
     def _check_prior(self, name: str, value: Any) -> tuple[float, float]:
         self._known(name, "prior")
