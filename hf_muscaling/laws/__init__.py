@@ -1,13 +1,14 @@
 """Scaling laws: fitted to tables of runs, with intervals; NumPy and SciPy only, never torch."""
 
 from .answers import TradeOff
-from .base import Evaluation, ExtrapolationWarning, IdentificationWarning, Prediction, ScalingLaw
+from .base import ExtrapolationWarning, IdentificationWarning, ScalingLaw
 from .chinchilla import ChinchillaLaw
 from .families import Family, load_families, pooled_prior, save_families
 from .frontier import Frontier, envelope, isoflop
 from .kaplan import KaplanLaw
 from .kaplan_step import KaplanStepLaw
 from .power import PowerLaw
+from .prediction import Evaluation, Prediction
 from .stages import StageWise, estimate_stages
 
 __all__ = [
