@@ -17,6 +17,7 @@ from .selection import Columns, run_index
 from .uncertainty import flat_direction, profile
 
 DRAWS, SEED = 400, 0
+AT_ONCE = 2e7  #: weights (resamples × rows) held at a time
 ORIGINS = (0.5, 0.65, 0.8)  #: shares of the sizes kept
 HELD_GROUPS = 3
 DRIFT, DRIFT_RANGE, DRIFT_WIDTH, DRIFT_POWER = 0.7, (1e-3, 0.02), 1.0, 1.0
@@ -29,8 +30,13 @@ class BootstrapLaw(RegressionLaw):
         """Parameters refitted to `n` resamples of the runs: {letter: (n,)}; rows that share a `run_id` go together."""
         self._check_fitted()
         problem, origin, theta = self._fitted
-        found = resampled(replace(problem, weight=self._counts(n, seed)), theta, self._likelihood)
-        return self._named(found, origin)
+        most = max(int(AT_ONCE / len(problem.loss)), 1)
+        sizes = [min(most, n - begun) for begun in range(0, n, most)]
+        found = [
+            resampled(replace(problem, weight=self._counts(size, seed + i)), theta, self._likelihood)
+            for i, size in enumerate(sizes)
+        ]
+        return self._named(np.concatenate(found), origin)
 
     def parameter_interval(self, name: str, level: float = 0.9) -> tuple[float, float]:
         """Profile-likelihood interval of a parameter (`laws.uncertainty`): every value in it fits the runs nearly as
@@ -101,6 +107,8 @@ class BootstrapLaw(RegressionLaw):
         problem, _, theta = self._fitted
         rng = np.random.default_rng(seed)
         group = run_index(self._columns)
+        if n * len(group) > AT_ONCE:
+            return self._normal_draws(n, rng, group)
         drawn = rng.exponential(size=(n, int(group.max()) + 1))
         drawn /= drawn.mean(1, keepdims=True)
         weight = drawn[:, group] * self._row_weights(self._columns)
@@ -111,6 +119,25 @@ class BootstrapLaw(RegressionLaw):
         sd = np.where(bare.precision > 0, 1 / np.sqrt(np.maximum(bare.precision, 1e-300)), 0.0)
         centre = problem.centre + sd * rng.normal(size=(n, len(theta)))
         return resampled(replace(problem, weight=weight, centre=centre), theta, self._likelihood)
+
+    def _normal_draws(self, n: int, rng: np.random.Generator, run: np.ndarray) -> np.ndarray:
+        """Theta (n, p) for tables too large to refit: normal about the optimum, the covariance H⁻¹·G·H⁻¹ with G the
+        squares of each run's own score, so that rows of one run count together.
+        """
+        problem, _, theta = self._fitted
+        v, r = problem.slopes(theta), self._residuals(self._columns, self.params_)
+        variance = float(np.average(r**2, weights=problem.weight))
+        score = np.stack([np.bincount(run, problem.weight * r * row) for row in v]) / variance
+        curvature, spread = (v * problem.weight) @ v.T / variance, score @ score.T
+        bare, _ = self._build(self._columns)
+        if bare.precision is not None:
+            curvature, spread = curvature + np.diag(bare.precision), spread + np.diag(bare.precision)
+        free = np.flatnonzero(problem.high > problem.low)
+        inverse = np.linalg.pinv(curvature[np.ix_(free, free)], hermitian=True)
+        covariance = inverse @ spread[np.ix_(free, free)] @ inverse
+        drawn = np.repeat(theta[None], n, 0)
+        drawn[:, free] += rng.multivariate_normal(np.zeros(len(free)), covariance, n, method="eigh")
+        return np.clip(drawn, problem.low, problem.high)
 
     @cached_property
     def _draws(self) -> dict[str, Any]:

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from scipy.optimize import minimize
 
-from hf_muscaling.errors import ConfigurationError, FitError, MuScalingError, RecordError
+from hf_muscaling.errors import ConfigurationError, FitError, RecordError
 from hf_muscaling.laws import (
     ChinchillaLaw,
     Family,
@@ -246,6 +246,16 @@ def test_mixed_units_and_copies_warn():
         ChinchillaLaw("huber").fit(doubled)
 
 
+def test_draws_for_large_tables_agree_with_refits(monkeypatch):
+    """Where a table is too large to refit, the normal approximation stands in; here both are at hand."""
+    law = ChinchillaLaw("least_squares").fit(runs(0.004, sizes=12, horizons=10))
+    refits = law._resample(300, 0)
+    monkeypatch.setattr("hf_muscaling.laws.bootstrap.AT_ONCE", 1)
+    normal = law._resample(300, 0)
+    np.testing.assert_allclose(normal.std(0), refits.std(0), rtol=0.35)
+    assert len(law.bootstrap(3)["E"]) == 3
+
+
 @pytest.mark.slow
 def test_a_million_rows():
     rng = np.random.default_rng(0)
@@ -253,5 +263,5 @@ def test_a_million_rows():
     loss = ChinchillaLaw.loss(n, d, **TRUTH) * np.exp(0.01 * rng.normal(size=10**6))
     law = ChinchillaLaw("huber").fit({"N": n, "D": d, "loss": loss})
     assert law.params_["alpha"] == pytest.approx(0.35, rel=0.02)
-    with pytest.raises(MuScalingError):
-        law.predict(N=1e9)
+    p = law.predict(N=6e9, D=1.2e11)
+    assert p.low < ChinchillaLaw.loss(6e9, 1.2e11, **TRUTH) < p.high
