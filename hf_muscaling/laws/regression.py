@@ -274,10 +274,9 @@ def posterior_mode(problem: Problem, starts: np.ndarray) -> np.ndarray:
         theta = newton(replace(problem, precision=prior * temperature), theta, delta, tolerance=tolerance)
         theta = distinct(theta)
         temperature = _temperature(problem, bare.value(theta, "huber")).min()
-    theta = distinct(np.concatenate([theta, starts[:1]]))
     last = np.inf
     for _ in range(ROUNDS):
-        theta = newton(replace(problem, precision=prior * temperature), theta, DELTA, tolerance=1e-13)
+        theta = newton(replace(problem, precision=prior * temperature), theta, DELTA, tolerance=1e-9)
         value = bare.value(theta, "huber")
         target = _negative_log_posterior(problem, theta, value)
         best = int(np.nanargmin(target))
