@@ -10,20 +10,58 @@ __version__ = "0.1.0"
 
 _HOME = {
     "models": (
+        "MuBertConfig",
+        "MuBertForMaskedLM",
+        "MuBertForPreTraining",
+        "MuBertForSequenceClassification",
+        "MuBertForTokenClassification",
+        "MuBertModel",
         "MuGPT2Config",
+        "MuGPT2DoubleHeadsModel",
+        "MuGPT2ForSequenceClassification",
+        "MuGPT2ForTokenClassification",
         "MuGPT2LMHeadModel",
         "MuGPT2Model",
         "MuLlamaConfig",
         "MuLlamaForCausalLM",
+        "MuLlamaForSequenceClassification",
+        "MuLlamaForTokenClassification",
         "MuLlamaModel",
         "MuReadout",
+        "MuT5Config",
+        "MuT5EncoderModel",
+        "MuT5ForConditionalGeneration",
+        "MuT5ForSequenceClassification",
+        "MuT5Model",
     ),
+    "base_shapes": ("config_with_base_shapes", "read_base_shapes", "write_base_shapes"),
     "optim": ("MuAdamW", "MuSGD", "mu_param_groups"),
+    "checks.coordinate": ("coordinate_check",),
+    "checks.coordinates": ("CoordinateCheck",),
+    "checks.depth": ("DepthCheck", "depth_check"),
+    "checks.transfer": ("TransferCheck", "transfer_check"),
+    "convert": (
+        "MuAutoModelForCausalLM",
+        "MuAutoModelForMaskedLM",
+        "MuAutoModelForSeq2SeqLM",
+        "mu_config",
+        "mu_variant",
+        "verify_variant",
+    ),
     "counting": ("count_parameters", "training_flops"),
     "trainer": ("MuTrainer", "MuTrainingArguments"),
     "series": ("train_series",),
     "runs": ("Run", "Series"),
-    "laws": ("ChinchillaLaw", "KaplanLaw", "KaplanStepLaw", "PowerLaw", "ScalingLaw"),
+    "laws": (
+        "ChinchillaLaw",
+        "KaplanLaw",
+        "KaplanStepLaw",
+        "PowerLaw",
+        "ScalingLaw",
+        "evaluate_extrapolation",
+        "extrapolation_grid",
+    ),
+    "readers": ("RunTable", "read_runs"),
     "data": ("DataConfig", "prepare_data"),
 }
 _MODULE_OF = {name: module for module, names in _HOME.items() for name in names}
@@ -44,19 +82,51 @@ def __dir__() -> list[str]:
 
 
 if TYPE_CHECKING:
+    from hf_muscaling.base_shapes import config_with_base_shapes, read_base_shapes, write_base_shapes
+    from hf_muscaling.checks.coordinate import coordinate_check
+    from hf_muscaling.checks.coordinates import CoordinateCheck
+    from hf_muscaling.checks.depth import DepthCheck, depth_check
+    from hf_muscaling.checks.transfer import TransferCheck, transfer_check
+    from hf_muscaling.convert import (
+        MuAutoModelForCausalLM,
+        MuAutoModelForMaskedLM,
+        MuAutoModelForSeq2SeqLM,
+        mu_config,
+        mu_variant,
+        verify_variant,
+    )
     from hf_muscaling.counting import count_parameters, training_flops
     from hf_muscaling.data import DataConfig, prepare_data
     from hf_muscaling.laws import ChinchillaLaw, KaplanLaw, KaplanStepLaw, PowerLaw, ScalingLaw
+    from hf_muscaling.laws.evaluation import evaluate_extrapolation
+    from hf_muscaling.laws.grid import extrapolation_grid
     from hf_muscaling.models import (
+        MuBertConfig,
+        MuBertForMaskedLM,
+        MuBertForPreTraining,
+        MuBertForSequenceClassification,
+        MuBertForTokenClassification,
+        MuBertModel,
         MuGPT2Config,
+        MuGPT2DoubleHeadsModel,
+        MuGPT2ForSequenceClassification,
+        MuGPT2ForTokenClassification,
         MuGPT2LMHeadModel,
         MuGPT2Model,
         MuLlamaConfig,
         MuLlamaForCausalLM,
+        MuLlamaForSequenceClassification,
+        MuLlamaForTokenClassification,
         MuLlamaModel,
         MuReadout,
+        MuT5Config,
+        MuT5EncoderModel,
+        MuT5ForConditionalGeneration,
+        MuT5ForSequenceClassification,
+        MuT5Model,
     )
     from hf_muscaling.optim import MuAdamW, MuSGD, mu_param_groups
+    from hf_muscaling.readers import RunTable, read_runs
     from hf_muscaling.runs import Run, Series
     from hf_muscaling.series import train_series
     from hf_muscaling.trainer import MuTrainer, MuTrainingArguments

@@ -3,9 +3,19 @@
 import argparse
 import sys
 from collections.abc import Callable, Sequence
+from importlib import import_module
 
 from hf_muscaling import __version__
 from hf_muscaling.errors import MuScalingError
+
+COMMANDS = {
+    "run-series": ("run_series", "train a series, fit its law, predict a larger model"),
+    "fit": ("fit", "fit a law to runs you already have, predict a larger one"),
+    "evaluate": ("evaluate", "score a law at the largest of the runs you already have"),
+    "coord-check": ("coord_check", "check a parametrisation over width: status 0 passed, 1 failed"),
+    "export": ("export", "fold a saved μP model into a stock transformers model"),
+}
+"""Each command's module in `hf_muscaling.commands`, whose `run(arguments)` does it, and what it is for."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -16,35 +26,27 @@ def main(arguments: Sequence[str] | None = None) -> int:
     )
     parser.add_argument("--version", action="version", version=f"hf_muscaling {__version__}")
     commands = parser.add_subparsers(dest="command", required=True)
-    commands.add_parser("run-series", help="train a series, fit its law, predict a larger model", add_help=False)
+    for name, (_, purpose) in COMMANDS.items():
+        commands.add_parser(name, help=purpose, add_help=False)
     namespace, rest = parser.parse_known_args(arguments)
-    return {"run-series": run_series}[namespace.command](rest)
+    module = COMMANDS[namespace.command][0]
+    return guarded(lambda: import_module(f"hf_muscaling.commands.{module}").run(rest))
 
 
 def run_series(arguments: Sequence[str] | None = None, description: str | None = None) -> int:
     """Run the experiment that the flags describe and print its prediction; returns the exit status."""
-    return guarded(lambda: _run_series(arguments, description))
+    from hf_muscaling.commands.run_series import run
+
+    return guarded(lambda: run(arguments, description))
 
 
-def guarded(job: Callable[[], None]) -> int:
-    """Run a job; an error that the user can act on is printed as one paragraph, with exit status 2."""
+def guarded(job: Callable[[], int | None]) -> int:
+    """Run a job; its status is 0 unless it says otherwise, and 2 for an error the user can act on, in a paragraph."""
     try:
-        job()
+        return job() or 0
     except MuScalingError as error:
         print(f"\n{type(error).__name__}: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print("\nInterrupted. Finished runs are kept; the same command continues.", file=sys.stderr)
         return 130
-    return 0
-
-
-def _run_series(arguments: Sequence[str] | None, description: str | None) -> None:
-    from hf_muscaling.configuration import parse_experiment
-    from hf_muscaling.experiment import run_experiment
-    from hf_muscaling.report import headline
-
-    config, _ = parse_experiment(arguments, description)
-    result = run_experiment(config)
-    if result.is_main_process:
-        print(f"\n{headline(result)}\nReport: {config.output_dir}/report.md")

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedConfig
 
     from hf_muscaling.data import DataConfig
+    from hf_muscaling.data.objectives import ObjectiveName
     from hf_muscaling.trainer import MuTrainingArguments
 
 
@@ -33,7 +34,7 @@ class ExperimentConfig:
     """One experiment; the defaults are the README's, sized for two CPU cores. Every field is also a `--flag`."""
 
     output_dir: str = _option("runs/llama", "Folder for runs, law, plots and report; the same folder continues.")
-    architecture: str = _option("llama", "llama or gpt2.")
+    architecture: str = _option("llama", "llama, gpt2, bert or t5; the training objective follows from it.")
     num_hidden_layers: int = _option(2, "Depth of every model.")
     head_size: int = _option(16, "Size of one attention head, fixed while width grows.")
     model_fields: str | None = _option(None, "Further fields of the stock config at base width, as a YAML mapping.")
@@ -50,12 +51,14 @@ class ExperimentConfig:
     verify: bool = _option(False, "Train the target too and report the error of the prediction.")
 
     learning_rates: list[float] = _option([4e-3, 8e-3, 1.6e-2], "Grid of learning rates at base width.")
-    init_stds: list[float] = _option([0.05], "Grid of initial standard deviations at base width.")
+    init_stds: list[float] = _option([0.05], "Grid of initial stds at base width (T5: of attention matrices).")
     output_multipliers: list[float] = _option([1.0], "Grid of output multipliers.")
     steps: int = _option(800, "Optimizer steps of every run.")
     batch_size: int = _option(32, "Sequences per optimizer step, over all processes.")
     accumulation_steps: int = _option(1, "Micro-batches per step.")
-    sequence_length: int = _option(64, "Tokens per sequence.")
+    sequence_length: int = _option(64, "Tokens of text per sequence, before an objective hides some.")
+    hidden_share: float = _option(0.15, "Share of tokens that masked language models and T5 must predict.")
+    mean_span: float = _option(3.0, "Mean length of T5's hidden spans, tokens.")
     warmup_steps: int = _option(120, "Steps of linear warm-up.")
     lr_scheduler: str = _option("cosine", "Any scheduler of transformers.")
     weight_decay: float = _option(0.0, "Weight decay at base width, coupled to the learning rate.")
@@ -110,6 +113,10 @@ class ExperimentConfig:
             )
         if self.count not in ("total", "non_embedding"):
             raise ConfigurationError(f"count={self.count!r} is unknown; use 'total' or 'non_embedding'.")
+        if not 0 < self.hidden_share < 1 or not self.mean_span >= 1:
+            raise ConfigurationError(
+                f"hidden_share={self.hidden_share} must lie in (0, 1), mean_span={self.mean_span} must be 1 or more."
+            )
         if not 0 < self.level < 1:
             raise ConfigurationError(f"level={self.level} must lie between 0 and 1.")
         if self.threads < 0:
@@ -117,7 +124,7 @@ class ExperimentConfig:
 
     @property
     def tokens_per_run(self) -> int:
-        """Return D, the tokens that every run sees."""
+        """Return D, the tokens of text that every run sees."""
         return self.steps * self.batch_size * self.sequence_length
 
     def further_fields(self) -> dict[str, Any]:
@@ -135,10 +142,33 @@ class ExperimentConfig:
             )
         return fields or {}
 
+    @property
+    def training_objective(self) -> "ObjectiveName":
+        """Return the objective that follows from the architecture: causal, masked or seq2seq."""
+        from hf_muscaling.models import pretraining_objective
+
+        return pretraining_objective(self._config_class()())
+
+    def _config_class(self) -> "type[PreTrainedConfig]":
+        from transformers.models.auto.configuration_auto import CONFIG_MAPPING
+
+        import hf_muscaling.models  # noqa: F401  registers the μP variants
+
+        model_type = f"mu_{self.architecture}"
+        if model_type not in CONFIG_MAPPING:
+            ours = sorted(k.removeprefix("mu_") for k in CONFIG_MAPPING if k.startswith("mu_"))
+            raise ConfigurationError(f"architecture={self.architecture!r} is unknown; use one of {', '.join(ours)}.")
+        return CONFIG_MAPPING[model_type]
+
+    def objective_options(self) -> dict[str, float]:
+        """Return the settings of masked language modelling and span corruption."""
+        return {"density": self.hidden_share, "mean_span": self.mean_span}
+
     def data_config(self) -> "DataConfig":
         """Return the data half of the configuration."""
-        from hf_muscaling.data import DataConfig
+        from hf_muscaling.data import DataConfig, special_tokens_for
 
+        special = special_tokens_for(self.training_objective, self.sequence_length, **self.objective_options())
         return DataConfig(
             dataset=self.dataset,
             dataset_config=self.dataset_config,
@@ -152,20 +182,14 @@ class ExperimentConfig:
             tokenizer=self.tokenizer,
             block_size=self.sequence_length,
             heldout_tokens=self.heldout_tokens,
+            special_tokens=() if self.tokenizer else special,
         )
 
-    def base_config(self, vocab_size: int | None = None, eos_token_id: int | None = None) -> "PreTrainedConfig":
+    def base_config(
+        self, vocab_size: int | None = None, eos_token_id: int | None = None, pad_token_id: int | None = None
+    ) -> "PreTrainedConfig":
         """Return the μP config at base width. Raises ConfigurationError if a field or a width is impossible."""
-        from transformers import AutoConfig
-        from transformers.models.auto.configuration_auto import CONFIG_MAPPING
-
-        import hf_muscaling.models  # noqa: F401  registers the μP variants
-
-        model_type = f"mu_{self.architecture}"
-        if model_type not in CONFIG_MAPPING:
-            ours = sorted(k.removeprefix("mu_") for k in CONFIG_MAPPING if k.startswith("mu_"))
-            raise ConfigurationError(f"architecture={self.architecture!r} is unknown; use one of {', '.join(ours)}.")
-        config_class = CONFIG_MAPPING[model_type]
+        config_class = self._config_class()
         known = set(config_class.__dataclass_fields__) | set(config_class.attribute_map)
         further = self.further_fields()
         unknown = sorted(set(further) - known)
@@ -179,21 +203,30 @@ class ExperimentConfig:
             "hidden_size": self.base_width,
             "num_attention_heads": self.base_width // self.head_size,
             "num_hidden_layers": self.num_hidden_layers,
-            "max_position_embeddings": self.sequence_length,
             "vocab_size": vocab_size or self.vocab_size,
             "tie_word_embeddings": self.tie_word_embeddings,
             "zero_query": self.zero_query,
             "zero_readout": self.zero_readout,
             "parametrization": self.parametrization,
-            "initializer_range": self.init_stds[0],
             "output_multiplier": self.output_multipliers[0],
+            **self.init_fields(self.init_stds[0]),
         }
-        if "intermediate_size" in known:
-            heads = -(-8 * self.base_width // (3 * self.head_size))  # Llama's FFN ratio, rounded up to whole heads
-            fields["intermediate_size"] = heads * self.head_size
+        heads = -(-8 * self.base_width // (3 * self.head_size))  # Llama's FFN ratio, rounded up to whole heads
+        shapes = {
+            "max_position_embeddings": self.sequence_length,
+            "intermediate_size": heads * self.head_size if self.architecture == "llama" else 4 * self.base_width,
+            "d_ff": 4 * self.base_width,
+            "d_kv": self.head_size,
+        }
+        fields |= {name: value for name, value in shapes.items() if name in known}
         ends = dict.fromkeys(("bos_token_id", "eos_token_id"), 0 if eos_token_id is None else eos_token_id)
+        if self.training_objective != "causal" and pad_token_id is not None:
+            ends["pad_token_id"] = pad_token_id
+            if self.training_objective == "seq2seq":
+                ends["decoder_start_token_id"] = pad_token_id
         try:
-            base = AutoConfig.for_model(model_type, **(fields | ends | further))
+            given: dict[str, Any] = fields | ends | further
+            base = config_class(**{config_class.attribute_map.get(name, name): given[name] for name in given})
         except ConfigurationError:
             raise
         except (TypeError, ValueError) as error:
@@ -201,6 +234,16 @@ class ExperimentConfig:
         for width in (*self.widths, self.target_width):
             base.at_width(width)
         return base
+
+    def init_fields(self, std: float) -> dict[str, float]:
+        """Return the config's field for an initial standard deviation at base width.
+
+        T5 has a factor instead, on standard deviations that follow the fan-in: the one that gives the attention's
+        matrices this deviation at base width.
+        """
+        if "initializer_factor" in self._config_class().__dataclass_fields__:
+            return {"initializer_factor": std * self.base_width**0.5}
+        return {"initializer_range": std}
 
     def training_arguments(self) -> "MuTrainingArguments":
         """Return the arguments that all runs share; learning rate and seed are set for each run."""

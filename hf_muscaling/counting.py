@@ -13,16 +13,15 @@ Count = Literal["total", "without_positions", "non_embedding"]
 def meta_model(config: Any) -> "nn.Module":
     """Return the model of a config on the `meta` device: shapes without memory, whatever the size."""
     import torch
-    from transformers import AutoModelForCausalLM
 
-    import hf_muscaling.models  # noqa: F401  registers the μP variants with the Auto classes
+    from hf_muscaling.models import pretraining_class
 
     with torch.device("meta"):
-        return AutoModelForCausalLM.from_config(config)
+        return pretraining_class(config).from_config(config)
 
 
 def count_parameters(config_or_model: Any, count: Count = "total") -> int:
-    """Return N, the number of parameters (unit: 1), of a model or of the causal language model of a config.
+    """Return N, the number of parameters (unit: 1), of a model or of the language model of a config.
 
     * `total`: every parameter once, a tied embedding counted once (the N of Hoffmann et al. and of our laws);
     * `without_positions`: total without learned positions, nanoLM's N (its tables follow V·w + 12·l·w² + norms);
@@ -62,6 +61,26 @@ def step_flops(layers: int, width: int, sequence: int, vocabulary: int, batch: i
     """
     attention_and_head = 1 + sequence / (6 * width) + vocabulary / (16 * layers * width)
     return 96.0 * batch * sequence * layers * width**2 * attention_and_head
+
+
+def encoder_decoder_step_flops(
+    layers: int, width: int, inputs: int, targets: int, vocabulary: int, batch: int
+) -> float:
+    """Return the FLOPs of one training step of an encoder and a decoder of so many layers each (T5).
+
+    As `step_flops` counts: 2 FLOPs a weight and token forward, four times that with backward and recomputation. A
+    layer of the encoder has 12·w² weights; of the decoder's 16·w², keys and values of the cross-attention (2·w²) see
+    the inputs and the others the targets. Attention costs 4·w a pair of tokens; logits, 2·V·w a target, are not
+    recomputed. `inputs` and `targets` in tokens, `batch` in sequences.
+
+    >>> alone = step_flops(layers=2, width=64, sequence=50, vocabulary=0, batch=8)
+    >>> both = encoder_decoder_step_flops(layers=2, width=64, inputs=50, targets=15, vocabulary=0, batch=8)
+    >>> alone < both < 2 * alone
+    True
+    """
+    weights = width**2 * (12 * inputs + 14 * targets + 2 * inputs)
+    attention = 2 * width * (inputs**2 + targets**2 + inputs * targets)
+    return batch * (8.0 * layers * (weights + attention) + 6.0 * vocabulary * width * targets)
 
 
 def training_flops(N: float, D: float) -> float:

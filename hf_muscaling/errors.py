@@ -23,3 +23,7 @@ class FitError(MuScalingError, ValueError):
 
 class TrainingError(MuScalingError, RuntimeError):
     """Training cannot go on: every run diverged, the disk is full, the output folder is not writable."""
+
+
+class UnknownQuantityError(RecordError):
+    """A file of runs does not say something that a law needs; the message names the keyword that supplies it."""

@@ -7,18 +7,18 @@ continues.
 import itertools
 import logging
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
-from hf_muscaling.configuration import ExperimentConfig
+from hf_muscaling.configuration import ExperimentConfig, launched_processes
 from hf_muscaling.errors import TrainingError
 from hf_muscaling.runs import Run, Series, mean_losses, write_json
 
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig
 
-    from hf_muscaling.data import PackedData
+    from hf_muscaling.data import ObjectiveBlocks, PackedBlocks, PackedData
     from hf_muscaling.laws.base import Prediction, ScalingLaw
 
 logger = logging.getLogger(__name__)
@@ -57,6 +57,44 @@ class ExperimentResult:
         return None if self.actual is None else bool(self.prediction.low <= self.actual <= self.prediction.high)
 
 
+@dataclass
+class ExperimentSetup:
+    """What every run of an experiment shares: the base config, its model class, and the data under its objective."""
+
+    base: "PreTrainedConfig"
+    model_class: Any
+    train_dataset: "PackedBlocks | ObjectiveBlocks"
+    heldout_dataset: "PackedBlocks | ObjectiveBlocks"
+    data_collator: Callable
+    data: "PackedData"
+
+    @property
+    def hashes(self) -> dict[str, str]:
+        """Return the hashes of data and tokenizer for the runs' records."""
+        return {"data_hash": self.data.data_hash, "tokenizer_hash": self.data.tokenizer_hash}
+
+
+def prepare_experiment(config: ExperimentConfig, progress: bool = True) -> ExperimentSetup:
+    """Return base config, model class and data of an experiment; the objective follows from the architecture.
+
+    The masks of the training set follow `config.seed`, those of the held-out set are fixed. Over several processes the
+    main one prepares the data first. Raises ConfigurationError or DataError early, each with its remedy.
+    """
+    from accelerate import PartialState
+
+    from hf_muscaling.data import collate_blocks, objective_blocks, prepare_data
+    from hf_muscaling.models import pretraining_class
+
+    launched_processes()
+    state = PartialState()
+    with state.main_process_first():
+        data = prepare_data(config.data_config(), config.tokens_per_run, progress=progress and state.is_main_process)
+    tokens = data.tokenizer
+    base = config.base_config(len(tokens), tokens.eos_token_id, tokens.pad_token_id)
+    train, heldout = objective_blocks(data, config.training_objective, seed=config.seed, **config.objective_options())
+    return ExperimentSetup(base, pretraining_class(base), train, heldout, collate_blocks, data)
+
+
 def run_experiment(config: ExperimentConfig, progress: bool = True) -> ExperimentResult:
     """Do the whole experiment and write its report; finished runs are read back, an interrupted one is continued.
 
@@ -66,35 +104,32 @@ def run_experiment(config: ExperimentConfig, progress: bool = True) -> Experimen
     """
     from accelerate import PartialState
 
-    from hf_muscaling.data import prepare_data
     from hf_muscaling.report import write_report
     from hf_muscaling.series import writable_folder
 
     config.base_config()
     folder = writable_folder(config.output_dir)
     args = config.training_arguments()
-    with PartialState().main_process_first():
-        data = prepare_data(config.data_config(), config.tokens_per_run, progress=progress and args.process_index == 0)
-    base = config.base_config(len(data.tokenizer), data.tokenizer.eos_token_id)
-    result = _train_and_predict(config, base, args, data, folder, progress)
+    setup = prepare_experiment(config, progress)
+    result = _train_and_predict(config, setup, args, folder, progress)
     if args.process_index == 0:
         write_report(result, folder)
     PartialState().wait_for_everyone()
     return result
 
 
-def _train_and_predict(config, base, args, data, folder, progress) -> ExperimentResult:
+def _train_and_predict(config, setup, args, folder, progress) -> ExperimentResult:
     from hf_muscaling.counting import count_parameters
     from hf_muscaling.progress import SeriesProgress
     from hf_muscaling.series import Job, run_jobs
 
-    hashes = {"data_hash": data.data_hash, "tokenizer_hash": data.tokenizer_hash}
+    base, data, hashes = setup.base, setup.data, setup.hashes
     target = base.at_width(config.target_width)
     proxy_seeds = [config.seed + k for k in range(config.seeds)]
     target_seeds = [config.seed + k for k in range(config.target_seeds)] if config.verify else []
     grid = [
         Job(
-            base.replace(initializer_range=std, output_multiplier=tau).at_width(config.base_width),
+            base.replace(**config.init_fields(std), output_multiplier=tau).at_width(config.base_width),
             args,
             seed=config.seed,
             learning_rate=lr,
@@ -108,16 +143,17 @@ def _train_and_predict(config, base, args, data, folder, progress) -> Experiment
     main = args.process_index == 0
     bar = SeriesProgress(costs, f"{config.architecture} series", enabled=progress and main)
     options: dict[str, Any] = {"family": _family(config, data), "hashes": hashes, "progress": bar}
-    datasets = (data.train, data.heldout, folder / "runs")
+    options["data_collator"] = setup.data_collator
+    datasets = (setup.train_dataset, setup.heldout_dataset, folder / "runs")
     try:
         if main:
-            write_json(folder / "experiment.json", {"config": asdict(config), "data": data.info, **hashes})
+            record = {"config": asdict(config), "objective": config.training_objective, "data": data.info, **hashes}
+            write_json(folder / "experiment.json", record)
             data.tokenizer.save_pretrained(str(folder / "tokenizer"))
         grid_runs = run_jobs(grid, *datasets, role="grid", **options)
         best = best_of_grid(grid_runs, config)
-        base = base.replace(
-            initializer_range=best.config["initializer_range"], output_multiplier=best.config["output_multiplier"]
-        )
+        chosen = [*config.init_fields(1.0), "output_multiplier"]
+        base = base.replace(**{name: best.config[name] for name in chosen})
         jobs = [
             Job(base.at_width(w), args, seed=s, learning_rate=best.lr)
             for w in sorted(config.widths)
@@ -134,7 +170,8 @@ def _train_and_predict(config, base, args, data, folder, progress) -> Experiment
     finally:
         bar.close()
     trained = {run.run_id: run for run in [*grid_runs, *proxies]}
-    ratio = sum(_step_flops(run, config) for run in trained.values()) / _target_flops(target, config)
+    spent = sum(_step_flops(config, run.width, target.vocab_size) for run in trained.values())
+    ratio = spent / _step_flops(config, config.target_width, target.vocab_size)
     return ExperimentResult(
         config, grid_runs, best, proxies, law, target_N, prediction, targets, ratio, data.info, main
     )
@@ -183,17 +220,12 @@ def _family(config: ExperimentConfig, data: "PackedData") -> str:
     return f"{config.architecture}-{config.num_hidden_layers}l-{config.parametrization}-{data.data_hash[:8]}"
 
 
-def _step_flops(run: Run, config: ExperimentConfig) -> float:
-    from hf_muscaling.counting import step_flops
+def _step_flops(config: ExperimentConfig, width: int, vocabulary: int) -> float:
+    from hf_muscaling.counting import encoder_decoder_step_flops, step_flops
+    from hf_muscaling.data import span_lengths
 
-    return step_flops(
-        config.num_hidden_layers, run.width, config.sequence_length, run.config["vocab_size"], config.batch_size
-    )
-
-
-def _target_flops(target: "PreTrainedConfig", config: ExperimentConfig) -> float:
-    from hf_muscaling.counting import step_flops
-
-    return step_flops(
-        config.num_hidden_layers, target.hidden_size, config.sequence_length, target.vocab_size, config.batch_size
-    )
+    layers, batch = config.num_hidden_layers, config.batch_size
+    if config.training_objective == "seq2seq":
+        lengths = span_lengths(config.sequence_length, **config.objective_options())
+        return encoder_decoder_step_flops(layers, width, lengths.inputs, lengths.targets, vocabulary, batch)
+    return step_flops(layers, width, config.sequence_length, vocabulary, batch)

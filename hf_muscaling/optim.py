@@ -24,12 +24,14 @@ def adam_lr_scale(model: Any, scale: ParameterScale) -> float:
 
 def sgd_lr_scale(model: Any, scale: ParameterScale) -> float:
     """Return lr / base lr of one parameter under SGD (Tensor Programs V, Table 8)."""
-    if model.config.parametrization == "sp":
+    if model.config.is_standard:
         return 1.0
     if scale.role == "hidden":
         return scale.fan_out / scale.fan_in
     if scale.role == "readout" or (scale.role == "input" and model.config.tie_word_embeddings):
         return max(scale.fan_in, scale.fan_out)
+    if scale.role == "router":  # a readout's fan-in times the square of the 1/r that its weights hold
+        return 1 / scale.fan_in
     return scale.fan_out
 
 
@@ -61,7 +63,8 @@ def mu_param_groups(
     * `none`: wd_i = weight_decay, so that wider matrices decay less.
 
     Norms and biases do not decay unless `decay_vectors`. With `eps` (Adam's, at base width), each group gets eps/r:
-    gradients shrink as 1/width under μP, so a constant eps would begin to dominate at large width.
+    gradients shrink as 1/width under μP, so a constant eps would begin to dominate at large width. Under a depth
+    parametrisation those inside the layers shrink by 1/depth multiplier too (CompleteP, Dey et al. 2025).
 
     Raises ConfigurationError for a model without a parametrisation or an impossible setting. Example:
 
@@ -81,21 +84,22 @@ def mu_param_groups(
     if policy not in ("coupled", "independent", "none"):
         raise ConfigurationError(f"policy={policy!r} is unknown; use 'coupled', 'independent' or 'none'.")
     table = inner.mu_table()
-    groups: dict[tuple[float, float], list[nn.Parameter]] = defaultdict(list)
+    groups: dict[tuple[float, float, float], list[nn.Parameter]] = defaultdict(list)
     for name, parameter in inner.named_parameters():
         if not parameter.requires_grad:
             continue
         scale = lr_scale(inner, table[name])
-        decays = weight_decay and (decay_vectors or table[name].role != "vector")
-        groups[scale, _decay(weight_decay, lr, scale, policy) if decays else 0.0].append(parameter)
+        decays = weight_decay and (decay_vectors or (table[name].role != "vector" and parameter.dim() > 1))
+        shrinkage = inner.mu_depth_rule.scale("eps", table[name].depth)
+        groups[scale, _decay(weight_decay, lr, scale, policy) if decays else 0.0, shrinkage].append(parameter)
     # Trainer logs the learning rate of group 0: the base one, or the nearest to it where no parameter has it
-    order = sorted(groups, key=lambda key: (abs(key[0] - 1.0), -key[1]))
-    common = {} if eps is None else {"eps": eps / _gradient_shrinkage(inner)}
-    return [{"params": groups[k], "lr": lr * k[0], "weight_decay": k[1], **common} for k in order]
-
-
-def _gradient_shrinkage(model: Any) -> float:
-    return 1.0 if model.config.parametrization == "sp" else model.width_multiplier()
+    order = sorted(groups, key=lambda key: (abs(key[0] - 1.0), -key[1], -key[2]))
+    width = 1.0 if inner.config.is_standard else inner.width_multiplier()
+    return [
+        {"params": groups[k], "lr": lr * k[0], "weight_decay": k[1]}
+        | ({} if eps is None else {"eps": eps / width * k[2]})
+        for k in order
+    ]
 
 
 class MuAdamW(torch.optim.AdamW):

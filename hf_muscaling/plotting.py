@@ -11,9 +11,12 @@ import numpy as np
 from matplotlib.figure import Figure
 from matplotlib.ticker import LogFormatterSciNotation, NullFormatter
 
+from hf_muscaling.checks.coordinates import KINDS
 from hf_muscaling.runs import Run
 
 if TYPE_CHECKING:
+    from hf_muscaling.checks.coordinates import CoordinateCheck
+    from hf_muscaling.checks.depth import DepthCheck
     from hf_muscaling.laws.base import Prediction, ScalingLaw
 
 COLOURS = ("#1b6ca8", "#d1495b", "#3a7d44", "#8d5a97", "#c77d0a", "#4a4e69", "#00867d", "#9c3d1e")
@@ -48,12 +51,19 @@ def plot_loss_curves(runs: Sequence[Run], title: str = "Training loss of the ser
     return figure
 
 
+def initial_scale(run: Run) -> tuple[str, float]:
+    """Return the name and the value of what scales a run's initialisation: T5 has a factor instead of a std."""
+    if "initializer_factor" in run.config:
+        return "init factor", run.config["initializer_factor"]
+    return "init std", run.config.get("initializer_range", 0.0)
+
+
 def plot_landscape(grid: Sequence[Run], best: Run) -> Figure:
     """Draw held-out loss (nats per token) over learning rate at base width, a line per std and output multiplier."""
     figure, axes = _axes()
     groups: dict[tuple[float, float], list[Run]] = {}
     for run in grid:
-        key = (run.config.get("initializer_range", 0.0), run.config.get("output_multiplier", 1.0))
+        key = (initial_scale(run)[1], run.config.get("output_multiplier", 1.0))
         groups.setdefault(key, []).append(run)
     for colour, ((std, tau), runs) in zip(COLOURS * 9, sorted(groups.items()), strict=False):
         finished = sorted((r for r in runs if r.loss is not None), key=lambda r: r.lr)
@@ -113,7 +123,7 @@ def plot_law(
 def plot_transfer(losses: dict[str, dict[int, dict[float, float]]], title: str) -> Figure:
     """Draw held-out loss over learning rate for each width, a panel each parametrisation, the optimum of each marked.
 
-    `losses[panel][width][lr]` is in nats per token; NaN marks a diverged run.
+    `losses[panel][width][lr]` is in nats per target; a loss that is not finite marks a diverged run.
     """
     figure = Figure(figsize=(5.4 * len(losses), 4.4))
     panels = figure.subplots(1, len(losses), sharey=True, squeeze=False)[0]
@@ -121,8 +131,9 @@ def plot_transfer(losses: dict[str, dict[int, dict[float, float]]], title: str) 
         for colour, (width, row) in zip(COLOURS, sorted(widths.items()), strict=False):
             rates = sorted(lr for lr, loss in row.items() if np.isfinite(loss))
             axes.plot(rates, [row[lr] for lr in rates], "o-", ms=3, color=colour, label=f"width {width}")
-            best = min(rates, key=row.__getitem__)
-            axes.plot(best, row[best], "*", ms=15, color=colour)
+            if rates:
+                best = min(rates, key=row.__getitem__)
+                axes.plot(best, row[best], "*", ms=15, color=colour)
         axes.set(xscale="log", xlabel="learning rate at base width", title=name)
         axes.legend(frameon=False, title="star: optimum")
         axes.grid(alpha=0.25)
@@ -131,6 +142,63 @@ def plot_transfer(losses: dict[str, dict[int, dict[float, float]]], title: str) 
         axes.set_xticks(tried, [f"{lr:g}" for lr in tried])
     panels[0].set_ylabel("held-out loss, nats per token")
     figure.suptitle(title)
+    return figure
+
+
+def plot_coordinates(check: "CoordinateCheck") -> Figure:
+    """Draw the sizes of a coordinate check over width, a line a module: initial sizes, then changes after some steps.
+
+    Standard parametrisation, if measured, is the second row. Sizes are RMS over entries, in geometric means over seeds;
+    flat lines are what theory asks for.
+    """
+    measured = [m for m in (check.mup, check.control) if m is not None]
+    steps = sorted({1, check.step, check.mup.steps})
+    figure = Figure(figsize=(3.6 * (1 + len(steps)), 3.4 * len(measured)), layout="constrained")
+    rows = figure.subplots(len(measured), 1 + len(steps), sharex=True, sharey="col", squeeze=False)
+    names = {"mup": "μP", "sp": "standard parametrisation"}
+    for row, coordinates in zip(rows, measured, strict=True):
+        tables = [("at initialisation", coordinates.initial)]
+        tables += [(f"change, step {t}", {k: v[t - 1] for k, v in coordinates.changes.items()}) for t in steps]
+        for axes, (title, table) in zip(row, tables, strict=True):
+            for name, sizes in table.items():
+                if (sizes > 0).all() and np.isfinite(sizes).all():
+                    kind = coordinates.kinds[name]
+                    style = {"color": COLOURS[KINDS.index(kind)], "lw": 2.2 if kind == "logits" else 1.0}
+                    axes.plot(coordinates.widths, np.exp(np.log(sizes).mean(-1)), "o-", ms=2.5, alpha=0.8, **style)
+            axes.set(xscale="log", yscale="log")
+            axes.set_title(f"{names[coordinates.parametrization]}: {title}", fontsize=9)
+            axes.set_xticks(coordinates.widths, [str(w) for w in coordinates.widths])
+            axes.xaxis.set_minor_formatter(NullFormatter())
+            axes.grid(alpha=0.25)
+        row[0].set_ylabel("RMS of the activation")
+        row[1].set_ylabel("RMS of its change since initialisation")
+    for axes in rows[-1]:
+        axes.set_xlabel("width")
+    for kind, colour in zip(KINDS, COLOURS, strict=False):
+        rows[0][0].plot([], [], "o-", ms=2.5, color=colour, label=kind)
+    figure.legend(*rows[0][0].get_legend_handles_labels(), loc="outside lower center", ncols=len(KINDS), frameon=False)
+    verdict = "passed" if check.passed else "failed"
+    figure.suptitle(f"Coordinate check of {check.model}, {verdict}: a line a module, flat is right")
+    return figure
+
+
+def plot_depth(check: "DepthCheck") -> Figure:
+    """Draw the sizes of a depth check's changes over the number of layers, the control beside them."""
+    panels = [("CompleteP", check.changes)]
+    panels += [("no depth parametrisation", check.control_changes)] if check.control_changes else []
+    figure = Figure(figsize=(4.4 * len(panels), 3.8), layout="constrained")
+    rows = figure.subplots(1, len(panels), sharex=True, sharey=True, squeeze=False)[0]
+    for axes, (title, table) in zip(rows, panels, strict=True):
+        for (name, sizes), colour in zip(table.items(), (f"C{k}" for k in range(10)), strict=False):
+            axes.plot(check.depths, np.exp(np.log(sizes).mean(-1)), "o-", ms=4, color=colour, label=name)
+        axes.set(xscale="log", yscale="log", title=title, xlabel="layers")
+        axes.set_xticks(check.depths, [str(d) for d in check.depths])
+        axes.xaxis.set_minor_formatter(NullFormatter())
+        axes.grid(alpha=0.25)
+    rows[0].set_ylabel(f"RMS of the change after step {check.step}")
+    rows[0].legend(frameon=False, fontsize=8)
+    verdict = "passed" if check.passed else "failed"
+    figure.suptitle(f"Depth check of {check.model}, {verdict}: flat is right")
     return figure
 
 

@@ -58,7 +58,7 @@ def headline(result: "ExperimentResult") -> str:
     p, c = result.prediction, result.config
     lines = [
         f"Predicted loss of {c.architecture} at width {c.target_width} (N = {result.target_N:,}): {p.loss:.4f} nats "
-        f"per token, {c.level:.0%} interval [{p.low:.4f}, {p.high:.4f}]",
+        f"per {_target(result.best)}, {c.level:.0%} interval [{p.low:.4f}, {p.high:.4f}]",
         f"  from {len(result.proxies)} proxies of up to {_largest(result):,} parameters, {_beyond(result):.1f} times "
         f"smaller, at learning rate {result.best.lr:.3g}; cost {result.cost_ratio:.0%} of training the target "
         "(nanoLM, Eq. 1)",
@@ -83,7 +83,7 @@ def report_text(result: "ExperimentResult") -> str:
         "",
         "## The law",
         "",
-        "L(N) = a·N^b + c, losses in nats per token, "
+        f"L(N) = a·N^b + c, losses in nats per {_target(result.best)}, "
         f"N = parameters ({'with' if c.count == 'total' else 'without'} embeddings).",
         "",
         "```",
@@ -97,11 +97,13 @@ def report_text(result: "ExperimentResult") -> str:
         "warm-up. "
         f"{c.num_hidden_layers} layers, head size {c.head_size}, base width {c.base_width}, "
         f"parametrisation {c.parametrization}.",
+        *_objective(result.best),
         "",
         *_run_table([*result.proxies, *result.targets]),
         "",
         f"FLOPs are 6·N·D. The grid and the proxies cost {result.cost_ratio:.1%} of training the target once, counted "
-        "by nanoLM's formula M = 96·b·s·l·w²·(1 + s/(6w) + V/(16·l·w)) per step (its Eq. 1, every run counted once).",
+        "by nanoLM's formula M = 96·b·s·l·w²·(1 + s/(6w) + V/(16·l·w)) per step (its Eq. 1, every run counted once)"
+        f"{'; encoder and decoder each count their own tokens' if c.training_objective == 'seq2seq' else ''}.",
         "",
         "![Training loss of every run](curves.png)",
         "",
@@ -122,6 +124,27 @@ def report_text(result: "ExperimentResult") -> str:
     return "\n".join(lines)
 
 
+def _target(run: Run) -> str:
+    name = run.settings.get("objective", {}).get("name", "causal")
+    return {"causal": "token", "masked": "masked token", "seq2seq": "target token"}[name]
+
+
+def _objective(run: Run) -> list[str]:
+    objective = run.settings.get("objective")
+    if objective is None:
+        return []
+    text = (
+        f"Objective: {objective['name']}, {objective['density']:.0%} of the tokens hidden, {objective['inputs']} "
+        f"inputs and {objective['targets']} targets a sequence, the same for every run; the held-out set's are fixed. "
+    )
+    if objective["name"] == "masked":
+        return [text + "The loss is the mean over masked tokens."]
+    return [
+        text + f"Spans of {objective['mean_span']:g} tokens on average; targets include sentinels and the end token. "
+        "Tokens count text; 6·N·D counts every parameter for each, though encoder and decoder each read a part."
+    ]
+
+
 def _run_table(runs: list[Run]) -> list[str]:
     header = [
         "| run | role | width | seed | N | N without embeddings | FLOPs | held-out loss | seconds |",
@@ -135,9 +158,11 @@ def _run_table(runs: list[Run]) -> list[str]:
 
 
 def _grid_table(grid: list[Run], best: Run) -> list[str]:
-    header = ["| learning rate | init std | output multiplier | held-out loss | |", "|" + "---|" * 5]
+    from hf_muscaling.plotting import initial_scale
+
+    header = [f"| learning rate | {initial_scale(best)[0]} | output multiplier | held-out loss | |", "|" + "---|" * 5]
     return header + [
-        f"| {r.lr:.3g} | {r.config['initializer_range']:g} | {r.config['output_multiplier']:g} | "
+        f"| {r.lr:.3g} | {initial_scale(r)[1]:g} | {r.config['output_multiplier']:g} | "
         f"{'diverged' if r.loss is None else f'{r.loss:.4f}'} | {'best' if r.run_id == best.run_id else ''} |"
         for r in grid
     ]

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from filelock import FileLock, Timeout
-from transformers import AutoModelForCausalLM, PreTrainedConfig, TrainingArguments
+from transformers import PreTrainedConfig, TrainingArguments
 
 from hf_muscaling.counting import count_parameters
 from hf_muscaling.errors import ConfigurationError, TrainingError
@@ -26,7 +26,7 @@ def train_series(
     *,
     seeds: Sequence[int] | int = 1,
     output_dir: str | os.PathLike[str] | None = None,
-    model_class: Any = AutoModelForCausalLM,
+    model_class: Any = None,
     data_collator: Callable | None = None,
     hashes: dict[str, str] | None = None,
     family: str = "",
@@ -38,8 +38,10 @@ def train_series(
     `args.learning_rate` is tuned at base width; μTransfer makes it the right one at every width (Tensor Programs V).
     `args.data_seed` (by default `args.seed`) fixes the order of the batches for all runs; `seeds` lists the seeds of
     the initialisation, or says how many there are, counted from `args.seed`. `eval_dataset` is the held-out set whose
-    mean loss in nats per token is recorded (by default the training set). Runs land in `output_dir` (by default
-    `args.output_dir`); one that is finished there is not trained again, one that was killed is continued.
+    mean loss in nats per target is recorded (by default the training set). `model_class` is by default the Auto class
+    of the architecture's objective; masked and encoder-decoder models train on `objective_blocks`. Runs land in
+    `output_dir` (by default `args.output_dir`); one that is finished there is not trained again, one that was killed is
+    continued.
 
     Raises ConfigurationError before any training if a width is impossible. Example:
 
@@ -106,7 +108,7 @@ def run_jobs(
     if not jobs:
         return []
     folder = writable_folder(output_dir)
-    length = len(train_dataset[0]["input_ids"])
+    length = getattr(train_dataset, "block_size", None) or len(train_dataset[0]["input_ids"])
     costs = [job.cost(length * _batch_size(job.args)) for job in jobs]
     main = jobs[0].args.process_index == 0
     bar = progress if isinstance(progress, SeriesProgress) else SeriesProgress(costs, enabled=progress and main)

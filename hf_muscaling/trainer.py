@@ -41,9 +41,9 @@ class MuTrainer(Trainer):
     """Train a μP model; everything else is `transformers.Trainer`.
 
     What differs: the optimizer always has the model's μP groups; the reported loss, in training and evaluation, is the
-    mean over predicted tokens (nats per token) whatever the accumulation steps and processes; a NaN, or a loss that
-    stays above its start, ends the run with `diverged` set; `curve` holds step, tokens, loss, lr and grad_norm of every
-    logged step.
+    mean over predicted tokens (nats per token) whatever the accumulation steps and processes (a classifier keeps
+    its own); a NaN, or a loss that stays above its start, ends the run with `diverged` set; `curve` holds step, tokens,
+    loss, lr and grad_norm of every logged step.
 
     Raises ConfigurationError for a model without a parametrisation, an optimizer whose groups are not μP's, or a
     scheduler that would flatten the groups' learning rates. Example:
@@ -66,7 +66,9 @@ class MuTrainer(Trainer):
         if model is not None:
             require_mu_model(model, "MuTrainer")
         super().__init__(model, args, *positional, **kwargs)
-        if require_mu_model(self.model, "MuTrainer").mu_loss_type is None and self.compute_loss_func is None:
+        inner = require_mu_model(self.model, "MuTrainer")
+        self._token_loss = not inner.mu_own_loss
+        if self._token_loss and inner.mu_loss_type is None and self.compute_loss_func is None:
             # These classes take num_items_in_batch and ignore it, so that Trainer multiplies loss and gradient by
             # accumulation steps times processes.
             self.compute_loss_func = token_mean_loss
@@ -144,11 +146,17 @@ class MuTrainer(Trainer):
             )
 
     def get_batch_samples(self, epoch_iterator, num_batches, device):
-        """Fetch one optimizer step's batches and count their tokens over all processes."""
+        """Fetch one optimizer step's batches and count their tokens over all processes.
+
+        A data set of blocks says how many tokens of text an example stands for (`block_size`), whatever an objective
+        makes of them; of any other, the tokens that the model reads count.
+        """
         batches, items = super().get_batch_samples(epoch_iterator, num_batches, device)
         if self.args.include_num_input_tokens_seen == "no":  # else Trainer counts them itself, with a gather a batch
-            name = getattr(self.model, "main_input_name", "input_ids")
-            self.state.num_input_tokens_seen += sum(b[name].numel() for b in batches) * self.args.world_size
+            inputs = [b[getattr(self.model, "main_input_name", "input_ids")] for b in batches]
+            block = getattr(self.train_dataset, "block_size", None)
+            tokens = sum(x.numel() if block is None else len(x) * block for x in inputs)
+            self.state.num_input_tokens_seen += tokens * self.args.world_size
         return batches, items
 
     def get_train_dataloader(self) -> DataLoader:
@@ -168,9 +176,17 @@ class MuTrainer(Trainer):
         return loader
 
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
-        """Compute the loss as Trainer does, and add an evaluation batch to the exact mean over all targets."""
+        """Compute the loss as Trainer does, and add an evaluation batch to the exact mean over all targets.
+
+        An encoder-decoder gets the inputs of its decoder here: it would make them of the labels, but the loss is
+        computed outside of it and so the labels never reach it.
+        """
+        shift = getattr(require_mu_model(self.model, "MuTrainer"), "prepare_decoder_input_ids_from_labels", None)
+        given = inputs.keys() & {"decoder_input_ids", "decoder_inputs_embeds"}
+        if shift is not None and "labels" in inputs and not given:
+            inputs = {**inputs, "decoder_input_ids": shift(labels=inputs["labels"])}
         loss, outputs = super().compute_loss(model, inputs, True, num_items_in_batch)
-        if not model.training and num_items_in_batch is not None:
+        if not model.training and self._token_loss and num_items_in_batch is not None:
             targets = float(torch.as_tensor(num_items_in_batch).flatten()[0])
             self._evaluated[0] += float(loss.detach().mean()) * targets
             self._evaluated[1] += targets

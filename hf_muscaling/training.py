@@ -18,13 +18,15 @@ from typing import Any
 
 from accelerate import PartialState
 from safetensors import SafetensorError, safe_open
-from transformers import AutoModelForCausalLM, PreTrainedConfig, TrainerCallback, TrainingArguments, set_seed
+from transformers import PreTrainedConfig, TrainerCallback, TrainingArguments, set_seed
 from transformers.trainer_callback import PrinterCallback, ProgressCallback
 from transformers.utils import logging as transformers_logging
 
 from hf_muscaling.counting import count_parameters, training_flops
-from hf_muscaling.data.packing import collate_blocks
-from hf_muscaling.errors import RecordError, TrainingError
+from hf_muscaling.data.objectives import ObjectiveBlocks
+from hf_muscaling.data.packing import PackedBlocks, collate_blocks
+from hf_muscaling.errors import ConfigurationError, RecordError, TrainingError
+from hf_muscaling.models import pretraining_class, pretraining_objective
 from hf_muscaling.runs import Run, read_json, write_json
 from hf_muscaling.trainer import MuTrainer
 
@@ -37,6 +39,7 @@ _SETTINGS = (
     "max_grad_norm", "bf16", "fp16", "seed", "data_seed",
 )  # fmt: skip
 _CONFIG_NOISE = ("transformers_version", "_name_or_path", "architectures", "dtype")
+_LATER_FIELDS = {"depth_parametrization": "none"}
 _CHECKPOINT_FILES = ("optimizer.pt", "scheduler.pt", "rng_state.pth")
 
 
@@ -48,9 +51,42 @@ def run_settings(args: TrainingArguments) -> dict[str, Any]:
     return json.loads(json.dumps(values, default=str))
 
 
+def objective_settings(config: PreTrainedConfig, train_dataset: Any, eval_dataset: Any) -> dict[str, Any]:
+    """Return {"objective": …} for a run's settings, or {} for causal language modelling and for foreign data sets.
+
+    Raises ConfigurationError if packed blocks come under another objective than the architecture's, which a model
+    would often learn happily (BERT copies its input), or if training and held-out set differ in more than their seeds.
+    """
+    records = {}
+    for role, dataset in (("training", train_dataset), ("held-out", eval_dataset)):
+        if isinstance(dataset, ObjectiveBlocks):
+            records[role] = dataset.record
+        elif isinstance(dataset, PackedBlocks):
+            records[role] = {"name": "causal", "seed": None}
+    for role, record in records.items():
+        if record["name"] != (expected := pretraining_objective(config)):
+            raise ConfigurationError(
+                f"{type(config).__name__} is pretrained with the {expected!r} objective, and the {role} set is "
+                f"{record['name']!r}: train on objective_blocks(data, {expected!r}), or name the model_class."
+            )
+    seeds = [record.pop("seed") for record in records.values()]
+    if len(records) == 2 and records["training"] != records["held-out"]:
+        raise ConfigurationError(
+            f"Training and held-out set have different objectives: {records['training']} and {records['held-out']}."
+        )
+    if not isinstance(train_dataset, ObjectiveBlocks):
+        return {}
+    heldout_seed = seeds[1] if len(seeds) == 2 else None
+    return {"objective": {**records["training"], "seed": seeds[0], "heldout_seed": heldout_seed}}
+
+
 def config_record(config: PreTrainedConfig) -> dict[str, Any]:
-    """Return a model config as a record: every field but those that change with the library's version."""
-    return json.loads(json.dumps({k: v for k, v in config.to_dict().items() if k not in _CONFIG_NOISE}, default=str))
+    """Return a model config as a record: every field but those that change with the library's version.
+
+    Fields of ours that came later are left out while they are off, so that earlier runs are found again.
+    """
+    fields = {k: v for k, v in config.to_dict().items() if k not in _CONFIG_NOISE and _LATER_FIELDS.get(k) != v}
+    return json.loads(json.dumps(fields, default=str))
 
 
 def run_name(config: PreTrainedConfig, settings: dict[str, Any], hashes: dict[str, str]) -> str:
@@ -67,7 +103,7 @@ def train_run(
     eval_dataset: Any,
     folder: str | os.PathLike[str],
     *,
-    model_class: Any = AutoModelForCausalLM,
+    model_class: Any = None,
     data_collator: Callable | None = None,
     hashes: dict[str, str] | None = None,
     family: str = "",
@@ -80,13 +116,19 @@ def train_run(
     `folder` receives one sub-folder a run with `config.json`, `run.json` (the record, written last) and the trained
     model in safetensors. `args.learning_rate` is the one at base width, `args.seed` decides the initialisation,
     `args.data_seed` the order of the batches. `hashes` may give `data_hash` and `tokenizer_hash`. The loss is the mean
-    over the tokens of `eval_dataset` in nats.
+    over the targets of `eval_dataset` in nats: every token but a block's first for causal models, the masked ones, or
+    the decoder's. D counts tokens of text (blocks times their size) under every objective. `model_class` is by default
+    the Auto class of the architecture's objective.
 
-    Raises RecordError if the record was damaged or edited, TrainingError if the disk is full.
+    Raises RecordError if the record was damaged or edited, TrainingError if the disk is full, ConfigurationError if the
+    data sets come under another objective than the architecture's.
     """
     hashes = {"data_hash": "", "tokenizer_hash": "", **(hashes or {})}
     args = copy.deepcopy(args)
     settings = run_settings(args)
+    if model_class is None:
+        settings |= objective_settings(config, train_dataset, eval_dataset)
+        model_class = pretraining_class(config)
     run_id = run_name(config, settings, hashes)
     path = Path(folder) / run_id
     record = path / "run.json"

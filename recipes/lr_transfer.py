@@ -7,7 +7,6 @@ Trains every width at every learning rate under both parametrisations, on the sa
 and `transfer.png`. It takes the settings of `run_series.py`; of these, `widths` and `learning_rates` are what is swept.
 """
 
-import math
 import os
 import sys
 
@@ -24,55 +23,32 @@ DEFAULTS = [
 
 def main() -> None:
     """Sweep, print the optimum of every width, write the plot."""
+    from hf_muscaling import transfer_check
     from hf_muscaling.configuration import parse_experiment
-    from hf_muscaling.data import prepare_data
-    from hf_muscaling.plotting import plot_transfer, save_figure
-    from hf_muscaling.progress import SeriesProgress
-    from hf_muscaling.runs import write_json
-    from hf_muscaling.series import Job, run_jobs, writable_folder
+    from hf_muscaling.experiment import prepare_experiment
+    from hf_muscaling.series import writable_folder
 
     config, _ = parse_experiment([*DEFAULTS, *sys.argv[1:]], __doc__)
     folder = writable_folder(config.output_dir)
     args = config.training_arguments()
-    data = prepare_data(config.data_config(), config.tokens_per_run)
-    base = config.base_config(len(data.tokenizer), data.tokenizer.eos_token_id)
-    panels = {"μP": base, "standard parametrisation": base.replace(parametrization="sp")}
-    jobs = {
-        name: [
-            Job(panel.at_width(width), args, seed=config.seed, learning_rate=lr)
-            for width in config.widths
-            for lr in config.learning_rates
-        ]
-        for name, panel in panels.items()
-    }
-    tokens_per_step = config.batch_size * config.sequence_length
-    bar = SeriesProgress([job.cost(tokens_per_step) for row in jobs.values() for job in row], "transfer")
-    hashes = {"data_hash": data.data_hash, "tokenizer_hash": data.tokenizer_hash}
-    losses = {}
-    for name, row in jobs.items():
-        options = {"progress": bar, "hashes": hashes, "role": "grid", "save_model": False}
-        runs = run_jobs(row, data.train, data.heldout, folder / "runs", **options)
-        losses[name] = {
-            width: {run.lr: math.nan if run.loss is None else run.loss for run in runs if run.width == width}
-            for width in config.widths
-        }
-    bar.close()
-    optima = {
-        name: {width: min((loss, lr) for lr, loss in row.items() if loss == loss)[1] for width, row in panel.items()}
-        for name, panel in losses.items()
-    }
-    for name, best in optima.items():
-        shift = max(best.values()) / min(best.values())
-        print(f"{name}: best learning rate by width {best}; it moves by a factor of {shift:g}")
-    save_figure(plot_transfer(losses, f"{config.architecture}: learning-rate transfer"), folder / "transfer.png")
-    rows = [
-        {"parametrization": name, "width": width, "lr": lr, "loss": None if loss != loss else loss}
-        for name, panel in losses.items()
-        for width, row in panel.items()
-        for lr, loss in row.items()
-    ]
-    write_json(folder / "transfer.json", {"runs": rows, "optima": optima})
-    print(f"Plot: {folder}/transfer.png")
+    setup = prepare_experiment(config)
+    check = transfer_check(
+        setup.base,
+        config.widths,
+        config.learning_rates,
+        args,
+        setup.train_dataset,
+        setup.heldout_dataset,
+        control=True,
+        output_dir=folder / "runs",
+        model_class=setup.model_class,
+        data_collator=setup.data_collator,
+        hashes=setup.hashes,
+    )
+    if args.process_index == 0:
+        check.to_json(folder / "transfer.json")
+        check.plot(folder / "transfer.png")
+        print(f"\n{check}\nPlot: {folder}/transfer.png")
 
 
 if __name__ == "__main__":

@@ -12,6 +12,13 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
+NAMES = {
+    "gpt2": ("GPT2Config", "GPT2LMHeadModel"),
+    "llama": ("LlamaConfig", "LlamaForCausalLM"),
+    "bert": ("BertConfig", "BertForMaskedLM"),
+    "t5": ("T5Config", "T5ForConditionalGeneration"),
+}
+
 
 @dataclass(frozen=True)
 class Architecture:
@@ -23,22 +30,41 @@ class Architecture:
     def config_class(self) -> Any:
         import hf_muscaling
 
-        return {"gpt2": hf_muscaling.MuGPT2Config, "llama": hf_muscaling.MuLlamaConfig}[self.name]
+        return getattr(hf_muscaling, f"Mu{NAMES[self.name][0]}")
 
     @property
     def model_class(self) -> Any:
         import hf_muscaling
 
-        return {"gpt2": hf_muscaling.MuGPT2LMHeadModel, "llama": hf_muscaling.MuLlamaForCausalLM}[self.name]
+        return getattr(hf_muscaling, f"Mu{NAMES[self.name][1]}")
+
+    @property
+    def stock_class(self) -> Any:
+        import transformers
+
+        return getattr(transformers, NAMES[self.name][1])
+
+    @property
+    def generates(self) -> bool:
+        """Whether the model writes text."""
+        return self.name != "bert"
 
     def base(self, *, width: int = 32, heads: int = 2, layers: int = 2, vocabulary: int = 64, **settings: Any) -> Any:
         """Return a small config; Llama shares each key/value head between two query heads and has an FFN of 2.75·w."""
         shapes = {"hidden_size": width, "num_attention_heads": heads, "num_hidden_layers": layers}
         if self.name == "llama":
             shapes |= {"num_key_value_heads": max(heads // 2, 1), "intermediate_size": width * 11 // 4}
+        if self.name == "bert":
+            shapes |= {"intermediate_size": width * 4}
+        if self.name == "t5":
+            shapes |= {"d_ff": width * 4, "num_decoder_layers": layers, "relative_attention_num_buckets": 8}
+            # T5 has no initializer_range: its matrices start at fan-in**-0.5 times a factor
+            settings = {k if k != "initializer_range" else "initializer_factor": v for k, v in settings.items()}
         settings = {"bos_token_id": 0, "eos_token_id": 0, **settings}
-        config = self.config_class(vocab_size=vocabulary, max_position_embeddings=64, **settings)
-        return config.replace(**shapes, **({"head_dim": width // heads} if self.name == "llama" else {}))
+        if self.name != "t5":
+            settings = {"max_position_embeddings": 64, **settings}
+        config = self.config_class(vocab_size=vocabulary, **settings)
+        return config.replace(**shapes, **({"head_dim": width // heads} if self.name in ("llama", "t5") else {}))
 
     def model(self, config: Any, seed: int = 0) -> Any:
         """Return the model of a config, initialised with a seed."""
@@ -50,14 +76,16 @@ class Architecture:
     def stock(self, config: Any, seed: int = 0) -> Any:
         """Return transformers' own model of the same shapes, initialised with a seed."""
         import torch
-        import transformers
 
-        name = {"gpt2": "GPT2LMHeadModel", "llama": "LlamaForCausalLM"}[self.name]
         torch.manual_seed(seed)
-        return getattr(transformers, name)(config.to_stock_config())
+        model = self.stock_class(config.to_stock_config())
+        if self.name == "t5" and not config.tie_word_embeddings:  # which a T5Config cannot ask for
+            model.lm_head.weight = torch.nn.Parameter(torch.empty_like(model.shared.weight))
+            torch.nn.init.normal_(model.lm_head.weight, std=config.initializer_factor)
+        return model
 
 
-@pytest.fixture(params=["gpt2", "llama"])
+@pytest.fixture(params=list(NAMES))
 def architecture(request) -> Architecture:
     return Architecture(request.param)
 
@@ -70,6 +98,16 @@ def gpt2() -> Architecture:
 @pytest.fixture
 def llama() -> Architecture:
     return Architecture("llama")
+
+
+@pytest.fixture
+def bert() -> Architecture:
+    return Architecture("bert")
+
+
+@pytest.fixture
+def t5() -> Architecture:
+    return Architecture("t5")
 
 
 @pytest.fixture(params=[False, True], ids=["untied", "tied"])

@@ -68,6 +68,8 @@ def test_a_missing_file():
         (["--learning_rates", "-1"], "distinct positive"),
         (["--level", "1.5"], "must lie between 0 and 1"),
         (["--count", "some"], "count='some' is unknown"),
+        (["--hidden_share", "1.0"], r"hidden_share=1.0 must lie in \(0, 1\)"),
+        (["--mean_span", "0.5"], "mean_span=0.5 must be 1 or more"),
     ],
 )
 def test_impossible_settings(flags, message):
@@ -81,7 +83,7 @@ def test_impossible_settings(flags, message):
         (["--base_width", "40"], "base_width=40 is not divisible by head_size=16"),
         (["--widths", "32", "40", "64"], "a width must be a multiple of 16; the nearest are 32 and 48"),
         (["--target_width", "200"], "multiple of 16"),
-        (["--architecture", "mamba"], "architecture='mamba' is unknown; use one of gpt2, llama"),
+        (["--architecture", "mamba"], "architecture='mamba' is unknown; use one of bert, gpt2, llama"),
         (["--zero_readout", "--tie_word_embeddings"], "would zero the input embedding"),
         (["--parametrization", "ntk"], "'ntk' is unknown"),
     ],
@@ -90,6 +92,31 @@ def test_impossible_models_are_refused_before_training(flags, message):
     config, _ = parse_experiment(flags)
     with pytest.raises(ConfigurationError, match=message):
         config.base_config()
+
+
+def test_bert_and_t5_follow_from_the_architecture():
+    bert, _ = parse_experiment(["--architecture", "bert"])
+    config = bert.base_config(1024, eos_token_id=0, pad_token_id=1)
+    assert bert.training_objective == "masked"
+    assert (config.intermediate_size, config.max_position_embeddings, config.pad_token_id) == (128, 64, 1)
+    assert bert.data_config().special_tokens == ("<pad>", "<mask>")
+    t5, _ = parse_experiment(["--architecture", "t5", "--init_stds", "0.05", "0.1", "--hidden_share", "0.3"])
+    config = t5.base_config(1024, eos_token_id=0, pad_token_id=1)
+    assert t5.training_objective == "seq2seq"
+    assert (config.d_ff, config.d_kv, config.num_heads, config.num_decoder_layers) == (128, 16, 2, 2)
+    assert (config.eos_token_id, config.pad_token_id, config.decoder_start_token_id) == (0, 1, 1)
+    assert t5.data_config().special_tokens[-1] == "<extra_id_5>"  # 0.3 · 64 hidden in spans of 3
+    assert parse_experiment(["--architecture", "t5", "--tokenizer", "x"])[0].data_config().special_tokens == ()
+
+
+def test_t5s_initialisation_is_given_as_the_std_of_its_attention_at_base_width():
+    import torch
+    from transformers import AutoModelForSeq2SeqLM
+
+    t5, _ = parse_experiment(["--architecture", "t5", "--base_width", "128", "--init_stds", "0.07"])
+    torch.manual_seed(0)
+    model = AutoModelForSeq2SeqLM.from_config(t5.base_config())
+    assert model.encoder.block[0].layer[0].SelfAttention.k.weight.std().item() == pytest.approx(0.07, rel=0.05)
 
 
 @pytest.mark.parametrize("path", sorted(CONFIGS.glob("*.yaml")), ids=lambda p: p.stem)

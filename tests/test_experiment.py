@@ -40,9 +40,10 @@ def test_flags_describe_a_configuration(tmp_path):
     assert parse_experiment(flags(config))[0] == config
 
 
-@pytest.mark.parametrize("architecture", ["llama", "gpt2"])
+@pytest.mark.parametrize("architecture", ["llama", "gpt2", "bert", "t5"])
 def test_the_whole_job(tmp_path, quiet, architecture, monkeypatch):
-    config = tiny_experiment(tmp_path, architecture=architecture, verify=True, seeds=2, steps=100)
+    steps = 100 if architecture in ("llama", "gpt2") else 40
+    config = tiny_experiment(tmp_path, architecture=architecture, verify=True, seeds=2, steps=steps)
     result = run_experiment(config, progress=False)
     folder = Path(config.output_dir)
     written = {p.name for p in folder.iterdir()}
@@ -66,6 +67,10 @@ def test_the_whole_job(tmp_path, quiet, architecture, monkeypatch):
     report = (folder / "report.md").read_text()
     for word in ("Predicted loss", "interval", "Actual loss", "Eq. 1", "data sha256", "law.png", "held-out loss"):
         assert word in report
+    target = {"bert": "nats per masked token", "t5": "nats per target token"}.get(architecture, "nats per token")
+    assert target in report
+    objectives = {run.settings.get("objective", {}).get("name", "causal") for run in series}
+    assert objectives == {json.loads((folder / "experiment.json").read_text())["objective"]}
     assert str(tmp_path) not in report.replace(config.output_dir, "")
 
     def train(self, *a, **k):
@@ -167,9 +172,10 @@ def test_the_recipe_survives_kill_9_at_any_moment(tmp_path):
 
 
 @pytest.mark.slow
-def test_two_processes_train_the_same_series(tmp_path):
+@pytest.mark.parametrize("architecture", ["llama", "bert", "t5"])
+def test_two_processes_train_the_same_series(tmp_path, architecture):
     environment = os.environ | {"OMP_NUM_THREADS": "1", "HF_MUSCALING_CACHE": str(tmp_path / "cache")}
-    settings = {"steps": 20, "widths": [16, 32, 64], "learning_rates": [1e-2]}
+    settings = {"steps": 20, "widths": [16, 32, 64], "learning_rates": [1e-2], "architecture": architecture}
     series = {}
     for processes in (1, 2):
         config = tiny_experiment(tmp_path, output_dir=str(tmp_path / f"out{processes}"), **settings)

@@ -46,6 +46,11 @@ class TestGroups:
         assert rates == {n: 0.1 / 4 if table[n].role == "hidden" else 0.1 for n in rates}
         assert len(set(rates.values())) == 2
 
+    def test_biases_and_norms_do_not_decay_whatever_their_role(self, architecture):
+        model = architecture.model(architecture.base(tie_word_embeddings=False).at_width(64))
+        groups = by_name(model, mu_param_groups(model, lr=0.1, weight_decay=0.01))
+        assert all((groups[n]["weight_decay"] > 0) is (p.dim() > 1) for n, p in model.named_parameters())
+
     def test_rates_follow_each_parameters_own_fan_in(self, llama):
         model = llama.model(llama.base().at_width(64).replace(intermediate_size=88 * 8))
         rates = {n.split(".")[-2]: g["lr"] for n, g in by_name(model, mu_param_groups(model, lr=1.0)).items()}

@@ -3,49 +3,44 @@
 import math
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
-from transformers import BertConfig, BertForMaskedLM, Trainer, TrainerCallback, TrainingArguments
+from transformers import Trainer, TrainerCallback, TrainingArguments
 
-from hf_muscaling import MuAdamW, MuSGD, MuTrainer, MuTrainingArguments
+from hf_muscaling import (
+    MuAdamW,
+    MuBertConfig,
+    MuBertForMaskedLM,
+    MuSGD,
+    MuT5Config,
+    MuT5ForConditionalGeneration,
+    MuTrainer,
+    MuTrainingArguments,
+)
+from hf_muscaling.data import MaskedLM, ObjectiveBlocks, PackedBlocks, SpanCorruption, collate_blocks
 from hf_muscaling.errors import ConfigurationError
-from hf_muscaling.models import MuConfigMixin, MuModelMixin
 from hf_muscaling.trainer import DIVERGENCE_PATIENCE, _RunGuard, token_mean_loss
 
 
-class MuBertConfig(MuConfigMixin, BertConfig):
-    """A class that takes `num_items_in_batch` and ignores it, as all masked language models do."""
-
-    model_type = "mu_bert_of_the_tests"
-    mu_width_fields = ("hidden_size", "num_attention_heads", "intermediate_size")
-    mup_base: dict | None = None
-    parametrization: str = "mup"
-    output_multiplier: float | int = 1.0
-    zero_query: bool = False
-    zero_readout: bool = False
-
-
-class MuBertForMaskedLM(MuModelMixin, BertForMaskedLM):
-    config_class = MuBertConfig
-    mu_plan = {
-        "*_embeddings.weight": "input",
-        "*.dense.weight": "hidden",
-        "*attention.self.*.weight": "hidden",
-        "*LayerNorm.weight": "vector",
-        "bert.*.bias": "vector",
-        "cls.predictions.transform.*.bias": "vector",
-        "cls.predictions.bias": "finite",
-        "cls.predictions.decoder.weight": "readout",
-    }
+def masked_model(name, width=64):
+    """Return a small BERT or T5: classes that take `num_items_in_batch` and ignore it."""
+    torch.manual_seed(0)
+    if name == "bert":
+        config = MuBertConfig(
+            vocab_size=64, hidden_size=32, num_attention_heads=2, num_hidden_layers=1, intermediate_size=64,
+            max_position_embeddings=32, initializer_range=0.2,
+        )  # fmt: skip
+        return MuBertForMaskedLM(config.at_width(width))
+    config = MuT5Config(vocab_size=64, d_model=32, d_kv=16, d_ff=64, num_heads=2, num_layers=1, initializer_factor=2.0)
+    return MuT5ForConditionalGeneration(config.at_width(width))
 
 
-def bert_config(**settings):
-    return MuBertConfig(
-        vocab_size=64, hidden_size=32, num_attention_heads=2, num_hidden_layers=1, intermediate_size=64,
-        max_position_embeddings=32, hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0, initializer_range=0.2,
-        **settings,
-    )  # fmt: skip
+def stock_of(model):
+    """Return transformers' own model of the same shapes."""
+    stock = next(c for c in type(model).__mro__ if c.__module__.startswith("transformers.models."))
+    return stock(model.config.to_stock_config())
 
 
 def blocks(count, length=16, seed=0):
@@ -74,9 +69,14 @@ def next_token_loss(model, examples):
 
 
 def masked_loss(model, examples):
-    """Return the mean cross-entropy over masked positions, written by hand."""
+    """Return the mean cross-entropy over labels other than -100, written by hand; T5's decoder sees them shifted."""
     batch = stack(examples)
-    logits = model(input_ids=batch["input_ids"]).logits.double().log_softmax(-1)
+    inputs = {"input_ids": batch["input_ids"]}
+    if model.config.is_encoder_decoder:
+        shifted = batch["labels"].masked_fill(batch["labels"] == -100, model.config.pad_token_id)
+        start = torch.full((len(shifted), 1), model.config.decoder_start_token_id)
+        inputs["decoder_input_ids"] = torch.cat([start, shifted[:, :-1]], dim=1)
+    logits = model(**inputs).logits.double().log_softmax(-1)
     chosen = batch["labels"] != -100
     return -logits[chosen].gather(-1, batch["labels"][chosen][:, None]).mean()
 
@@ -98,8 +98,9 @@ def arguments(folder, cls=MuTrainingArguments, **settings):
     return cls(**(defaults | settings))
 
 
-@pytest.fixture
-def model(architecture):
+@pytest.fixture(params=["gpt2", "llama"])
+def model(request):
+    architecture = request.getfixturevalue(request.param)
     return architecture.model(architecture.base(layers=1, initializer_range=0.2).at_width(64))
 
 
@@ -147,14 +148,14 @@ class TestLosses:
         assert trainer.predict(data).metrics["test_loss"] == pytest.approx(expected, rel=1e-6)
 
     @pytest.mark.parametrize("accumulation", [1, 4])
-    def test_masked_loss_and_gradient(self, tmp_path, accumulation):
-        torch.manual_seed(0)
-        model, data = MuBertForMaskedLM(bert_config().at_width(64)), masked_blocks(8)
+    @pytest.mark.parametrize("name", ["bert", "t5"])
+    def test_masked_loss_and_gradient(self, tmp_path, name, accumulation):
+        model, data = masked_model(name), masked_blocks(8)
         expected = masked_loss(model, data)
         norm = gradient_norm(model, expected)
         settings = {"max_steps": 1, "gradient_accumulation_steps": accumulation}
         settings["per_device_train_batch_size"] = 8 // accumulation
-        stock = BertForMaskedLM(model.config.to_stock_config())
+        stock = stock_of(model)
         trainer = MuTrainer(model, arguments(tmp_path, **settings), train_dataset=data)
         trainer.train()
         assert trainer.curve[0]["loss"] == pytest.approx(expected.item(), rel=1e-6)
@@ -165,14 +166,32 @@ class TestLosses:
         ratio = wrong.training_loss / right
         assert ratio == pytest.approx(1) if accumulation == 1 else ratio > 3
 
-    def test_masked_evaluation_loss_weighs_targets(self, tmp_path):
-        torch.manual_seed(0)
-        model, data = MuBertForMaskedLM(bert_config().at_width(64)), masked_blocks(10)
+    @pytest.mark.parametrize("name", ["bert", "t5"])
+    def test_masked_evaluation_loss_weighs_targets(self, tmp_path, name):
+        """Ten examples in batches of three: the last batch has one, and each batch another number of targets."""
+        model, data = masked_model(name), masked_blocks(10)
         trainer = MuTrainer(model, arguments(tmp_path, per_device_eval_batch_size=3))
         expected = masked_loss(model, data).item()
         assert trainer.evaluate(data)["eval_loss"] == pytest.approx(expected, rel=1e-6)
         stock = Trainer(model, arguments(tmp_path, TrainingArguments, per_device_eval_batch_size=3))
         assert abs(stock.evaluate(data)["eval_loss"] / expected - 1) > 1e-3
+
+    def test_decoder_inputs_of_the_users_own_are_kept(self, tmp_path):
+        model, data = masked_model("t5"), masked_blocks(4)
+        right = masked_loss(model, data).item()
+        other = [{**example, "decoder_input_ids": torch.full((16,), 5)} for example in data]
+        trainer = MuTrainer(model, arguments(tmp_path))
+        assert trainer.evaluate(data)["eval_loss"] == pytest.approx(right, rel=1e-6)
+        assert abs(trainer.evaluate(other)["eval_loss"] - right) > 1e-3
+
+    def test_what_fills_the_last_global_batch_is_no_target(self, tmp_path):
+        """Examples that Accelerate repeats to fill the last global batch are no targets, T5's neither."""
+        model, data = masked_model("t5"), masked_blocks(6)
+        trainer = MuTrainer(model, arguments(tmp_path))
+        trainer.accelerator.gradient_state = SimpleNamespace(end_of_dataloader=True, remainder=4)
+        with torch.no_grad():
+            loss = trainer.prediction_step(model, stack(data), prediction_loss_only=True)[0]
+        assert loss.item() == pytest.approx(masked_loss(model, data[:4]).item(), rel=1e-6)
 
     def test_a_loss_function_of_the_users_own_is_kept(self, llama_model, tmp_path):
         def constant(outputs, labels, num_items_in_batch=None):
@@ -320,6 +339,16 @@ class TestCurve:
         assert all(set(row) == {"step", "tokens", "loss", "lr", "grad_norm"} for row in trainer.curve)
         assert all(row["grad_norm"] > 0 for row in trainer.curve)
 
+    @pytest.mark.parametrize("name", ["bert", "t5"])
+    def test_tokens_are_those_of_the_text_whatever_the_objective_makes_of_them(self, tmp_path, name):
+        raw = PackedBlocks(np.random.default_rng(0).integers(3, 64, (16, 20)).astype(np.uint16))
+        objective = MaskedLM(2, (0, 1, 2), 64) if name == "bert" else SpanCorruption((2,), 0)
+        data = ObjectiveBlocks(raw, objective)
+        trainer = MuTrainer(masked_model(name), arguments(tmp_path), train_dataset=data, data_collator=collate_blocks)
+        trainer.train()
+        assert len(data[0]["input_ids"]) == (20 if name == "bert" else 19)
+        assert [row["tokens"] for row in trainer.curve] == [80, 160]
+
     def test_tokens_are_counted_once_when_trainer_counts_too(self, llama_model, tmp_path):
         trainer = MuTrainer(
             llama_model, arguments(tmp_path, include_num_input_tokens_seen="all"), train_dataset=blocks(8)
@@ -398,6 +427,7 @@ class TestOptimizer:
         with pytest.raises(ConfigurationError, match="needs an optimizer class.*use hf_muscaling.MuAdamW"):
             trainer.create_optimizer()
 
+    @pytest.mark.parametrize("architecture", ["gpt2", "llama", "bert"], indirect=True)
     def test_clipping_is_active(self, architecture, tmp_path):
         model = architecture.model(architecture.base(layers=1, initializer_range=0.2))
         before = [p.detach().clone() for p in model.parameters()]

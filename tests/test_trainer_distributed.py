@@ -16,6 +16,8 @@ sys.path.insert(0, str(Path(__file__).parents[1]))  # for `tests`, which pytest 
 
 pytestmark = pytest.mark.slow
 
+MASKED = ("bert", "t5")
+
 
 def examples(count, masked=False):
     """Return blocks whose first token is their number, with next-token or a growing number of masked targets."""
@@ -37,11 +39,11 @@ def trainer_of(name, folder, batch, data, base=None, **settings):
 
     from hf_muscaling import MuTrainer, MuTrainingArguments
     from tests.conftest import Architecture
-    from tests.test_trainer import MuBertForMaskedLM, bert_config
+    from tests.test_trainer import masked_model
 
     torch.manual_seed(0)
-    if name == "bert":
-        model = MuBertForMaskedLM(bert_config().at_width(64))
+    if name in MASKED:
+        model = masked_model(name)
     else:
         architecture = Architecture(name)
         model = architecture.model(architecture.base(layers=2, initializer_range=0.1).at_width(64))
@@ -64,12 +66,12 @@ def trainer_of(name, folder, batch, data, base=None, **settings):
 
 def train_and_evaluate(name, folder, batch):
     """Return the curve, the exact evaluation loss and the examples seen, for a model over all processes."""
-    trainer, seen = trainer_of(name, folder, batch, examples(64, masked=name == "bert"))
+    trainer, seen = trainer_of(name, folder, batch, examples(64, masked=name in MASKED))
     trainer.train()
     seen = list(seen)
     # 13 examples fill no whole number of global batches
-    loss = trainer.evaluate(examples(13, masked=name == "bert"))["eval_loss"]
-    tiny = trainer.evaluate(examples(1, masked=name == "bert"))["eval_loss"]
+    loss = trainer.evaluate(examples(13, masked=name in MASKED))["eval_loss"]
+    tiny = trainer.evaluate(examples(1, masked=name in MASKED))["eval_loss"]
     return {"curve": trainer.curve, "eval": [loss, tiny], "seen": seen, "kind": str(trainer.args.parallel_mode)}
 
 
@@ -131,7 +133,7 @@ def main():
     options = parser.parse_args()
     folder = Path(options.out).parent / "trainer"
     if options.case == "ddp":
-        result = {name: train_and_evaluate(name, folder, 4) for name in ("gpt2", "llama", "bert")}
+        result = {name: train_and_evaluate(name, folder, 4) for name in ("gpt2", "llama", *MASKED)}
         result["epoch"] = one_epoch(folder, 4)
     else:
         result = sharded(folder)
@@ -158,9 +160,9 @@ def ddp(tmp_path_factory):
     return launch("ddp", tmp_path_factory.mktemp("ddp"))
 
 
-@pytest.mark.parametrize("name", ["gpt2", "llama", "bert"])
+@pytest.mark.parametrize("name", ["gpt2", "llama", *MASKED])
 def test_two_processes_equal_one(ddp, name, tmp_path):
-    """The curve (loss, gradient norm under clipping, tokens) and the held-out loss; BERT's targets are unequal."""
+    """The curve (loss, gradient norm under clipping, tokens) and the held-out loss; BERT's and T5's targets differ."""
     alone = train_and_evaluate(name, tmp_path, 8)
     for rank in ddp:
         together = rank[name]
@@ -172,12 +174,13 @@ def test_two_processes_equal_one(ddp, name, tmp_path):
     assert alone["curve"][0]["loss"] != pytest.approx(alone["curve"][-1]["loss"], rel=1e-3)  # it did train
 
 
-def test_the_held_out_loss_is_the_mean_over_targets(tmp_path):
+@pytest.mark.parametrize("name", MASKED)
+def test_the_held_out_loss_is_the_mean_over_targets(tmp_path, name):
     """The reference of the test above, against a loss written by hand."""
     from tests.test_trainer import masked_loss
 
     data = examples(13, masked=True)
-    trainer, _ = trainer_of("bert", tmp_path, 8, data)
+    trainer, _ = trainer_of(name, tmp_path, 8, data)
     assert trainer.evaluate(data)["eval_loss"] == pytest.approx(masked_loss(trainer.model, data).item(), rel=1e-6)
 
 

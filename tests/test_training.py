@@ -9,11 +9,11 @@ import numpy as np
 import pytest
 import torch
 
-from hf_muscaling import MuLlamaConfig, MuTrainer, MuTrainingArguments, train_series
-from hf_muscaling.data import PackedBlocks
+from hf_muscaling import MuBertConfig, MuLlamaConfig, MuT5Config, MuTrainer, MuTrainingArguments, train_series
+from hf_muscaling.data import MaskedLM, ObjectiveBlocks, PackedBlocks, SpanCorruption
 from hf_muscaling.errors import ConfigurationError, RecordError, TrainingError
 from hf_muscaling.series import Job, exclusive, run_jobs, writable_folder
-from hf_muscaling.training import last_valid_checkpoint, train_run
+from hf_muscaling.training import config_record, last_valid_checkpoint, objective_settings, run_settings, train_run
 
 
 @pytest.fixture
@@ -105,6 +105,70 @@ def test_a_killed_run_continues_to_the_same_numbers(tmp_path, base, blocks, args
     again = train_run(base, args, blocks, blocks, tmp_path / "killed")
     assert again.loss == whole.loss
     assert again.curve == whole.curve
+
+
+MASKED, SPANS = MaskedLM(2, (0, 1, 2), 64), SpanCorruption((2,), 0)
+
+
+@pytest.fixture(params=["bert", "t5"])
+def hidden(request, blocks):
+    """Return config, training and held-out set of a model that predicts what an objective hides."""
+    if request.param == "bert":
+        config, objective = MuBertConfig(
+            vocab_size=64, hidden_size=16, intermediate_size=32, num_attention_heads=2, num_hidden_layers=1,
+            max_position_embeddings=16,
+        ), MASKED  # fmt: skip
+    else:
+        config = MuT5Config(vocab_size=64, d_model=16, d_kv=8, d_ff=32, num_heads=2, num_layers=1)
+        objective = SPANS
+    return config, ObjectiveBlocks(blocks, objective, 5), ObjectiveBlocks(blocks, objective, 6)
+
+
+def test_other_objectives_are_recorded_and_continue_to_the_same_numbers(tmp_path, hidden, args, monkeypatch):
+    config, train, heldout = hidden
+    whole = train_run(config, args, train, heldout, tmp_path / "whole")
+    assert whole.settings["objective"] == {**train.objective.record(16), "seed": 5, "heldout_seed": 6}
+    assert (whole.B, whole.D) == (8 * 16, 10 * 8 * 16)  # tokens of text, not of inputs or targets
+    with monkeypatch.context() as patch:
+        _kill_at(patch, 6)
+        with pytest.raises(Killed):
+            train_run(config, args, train, heldout, tmp_path / "killed")
+    again = train_run(config, args, train, heldout, tmp_path / "killed")
+    assert (again.run_id, again.loss, again.curve) == (whole.run_id, whole.loss, whole.curve)
+    _no_training(monkeypatch)
+    assert train_run(config, args, train, heldout, tmp_path / "whole").loss == whole.loss
+    with pytest.raises(AssertionError, match="trained again"):  # other masks are another run
+        train_run(config, args, ObjectiveBlocks(train.blocks, train.objective, 8), heldout, tmp_path / "whole")
+
+
+def test_the_held_out_loss_does_not_depend_on_the_batch(tmp_path, hidden, args):
+    config, train, heldout = hidden
+    losses = []
+    for size in (1, 7, 80):
+        args.per_device_eval_batch_size = size
+        losses.append(train_run(config, args, train, heldout, tmp_path / str(size)).loss)
+    assert losses[1:] == pytest.approx(losses[:1] * 2, rel=1e-6)
+
+
+def test_data_under_another_objective_than_the_architectures(tmp_path, base, blocks, hidden, args):
+    config, train, heldout = hidden
+    with pytest.raises(ConfigurationError, match=r"the training set is 'causal': train on objective_blocks\(data, "):
+        train_run(config, args, blocks, blocks, tmp_path)
+    with pytest.raises(ConfigurationError, match="MuLlamaConfig is pretrained with the 'causal' objective"):
+        train_run(base, args, train, heldout, tmp_path)
+    with pytest.raises(ConfigurationError, match="the held-out set is 'causal'"):
+        train_run(config, args, train, blocks, tmp_path)
+    denser = ObjectiveBlocks(blocks, type(train.objective)(**vars(train.objective) | {"density": 0.3}))
+    with pytest.raises(ConfigurationError, match="have different objectives"):
+        train_run(config, args, train, denser, tmp_path)
+    assert not list(tmp_path.glob("*/run.json"))
+
+
+def test_the_name_of_a_causal_run_is_what_it_was_before_there_were_other_objectives(tmp_path, base, blocks, args):
+    config = base.replace(initializer_range=0.02)
+    settings = run_settings(args) | objective_settings(config, blocks, blocks)
+    assert "objective" not in settings and "depth_parametrization" not in config_record(config)
+    assert config_record(config.replace(depth_parametrization="completep"))["depth_parametrization"] == "completep"
 
 
 def test_a_run_killed_after_its_last_checkpoint_trains_no_step_more(tmp_path, base, blocks, args, monkeypatch):

@@ -16,19 +16,33 @@ __all__ = [
     "Corpus",
     "DataConfig",
     "Document",
+    "MaskedLM",
+    "ObjectiveBlocks",
     "PackedBlocks",
     "PackedData",
+    "SpanCorruption",
     "collate_blocks",
     "load_corpus",
     "load_tokenizer",
+    "objective_blocks",
     "pack_documents",
     "prepare_data",
+    "span_lengths",
+    "special_tokens_for",
     "tokenizer_hash",
     "train_tokenizer",
 ]
 
 _MODULES = {
     "corpus": ("Corpus", "Document", "load_corpus"),
+    "objectives": (
+        "MaskedLM",
+        "ObjectiveBlocks",
+        "SpanCorruption",
+        "objective_blocks",
+        "span_lengths",
+        "special_tokens_for",
+    ),
     "packing": ("PackedBlocks", "collate_blocks", "pack_documents"),
     "prepare": ("DataConfig", "PackedData", "prepare_data"),
     "tokenizer": ("load_tokenizer", "tokenizer_hash", "train_tokenizer"),
@@ -36,6 +50,14 @@ _MODULES = {
 
 if TYPE_CHECKING:
     from hf_muscaling.data.corpus import Corpus, Document, load_corpus
+    from hf_muscaling.data.objectives import (
+        MaskedLM,
+        ObjectiveBlocks,
+        SpanCorruption,
+        objective_blocks,
+        span_lengths,
+        special_tokens_for,
+    )
     from hf_muscaling.data.packing import PackedBlocks, collate_blocks, pack_documents
     from hf_muscaling.data.prepare import DataConfig, PackedData, prepare_data
     from hf_muscaling.data.tokenizer import load_tokenizer, tokenizer_hash, train_tokenizer

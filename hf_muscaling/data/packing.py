@@ -140,22 +140,23 @@ class PackedBlocks(torch.utils.data.Dataset):
 
 
 class BlockBatch(Sequence):
-    """A batch of blocks held as one [batch, tokens] tensor, which also reads as a list of examples."""
+    """A batch held as tensors, [batch, tokens] each, which also reads as a list of examples; labels default to ids."""
 
-    def __init__(self, ids: torch.Tensor) -> None:
+    def __init__(self, ids: torch.Tensor, labels: torch.Tensor | None = None) -> None:
         self.ids = ids
+        self.labels = ids.clone() if labels is None else labels
 
     def __len__(self) -> int:
         return len(self.ids)
 
     def __getitem__(self, index: Any) -> Any:
         if isinstance(index, slice):
-            return BlockBatch(self.ids[index])
-        return {"input_ids": self.ids[index], "labels": self.ids[index].clone()}
+            return BlockBatch(self.ids[index], self.labels[index])
+        return {"input_ids": self.ids[index], "labels": self.labels[index]}
 
 
 def collate_blocks(examples: BlockBatch | Sequence[dict[str, Any]]) -> dict[str, torch.Tensor]:
-    """Return {"input_ids": [B, T], "labels": [B, T]} of what `PackedBlocks` gives, a whole batch or a list.
+    """Return {"input_ids": [B, T], "labels": [B, T]} of what blocks give under any objective, a whole batch or a list.
 
     Example:
         >>> blocks = PackedBlocks(np.zeros((3, 4), dtype=np.uint16))
@@ -163,7 +164,7 @@ def collate_blocks(examples: BlockBatch | Sequence[dict[str, Any]]) -> dict[str,
         torch.Size([2, 4])
     """
     if isinstance(examples, BlockBatch):
-        return {"input_ids": examples.ids, "labels": examples.ids.clone()}
+        return {"input_ids": examples.ids, "labels": examples.labels}
     ids = torch.stack([torch.as_tensor(example["input_ids"], dtype=torch.int64) for example in examples])
     labels = torch.stack(
         [torch.as_tensor(example.get("labels", example["input_ids"]), dtype=torch.int64) for example in examples]

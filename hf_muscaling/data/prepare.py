@@ -41,6 +41,7 @@ class DataConfig:
         domains: of the embedded corpus, "prose" and "code".
         vocab_size: tokens of the byte-level BPE that is trained on the training part.
         tokenizer: a folder or Hub name of a ready tokenizer instead.
+        special_tokens: further special tokens of the trained tokenizer, as an objective needs (`special_tokens_for`).
         block_size: tokens in a block.
         heldout_tokens: tokens of the held-out set; it does not depend on seed or training length.
         seed: of the order of the training documents.
@@ -66,9 +67,10 @@ class DataConfig:
     block_size: int = 64
     heldout_tokens: int = 131_072
     seed: int = 0
+    special_tokens: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
-        for name in ("data_files", "domains"):  # YAML and argparse give lists
+        for name in ("data_files", "domains", "special_tokens"):  # YAML and argparse give lists
             value = getattr(self, name)
             object.__setattr__(self, name, (value,) if isinstance(value, str) else tuple(str(item) for item in value))
         for name in ("vocab_size", "block_size", "heldout_tokens"):
@@ -144,7 +146,9 @@ def _pack(
         tokenizer = load_tokenizer(config.tokenizer)
     else:
         texts = (document.text for document in source.sample())
-        tokenizer = train_tokenizer(texts, config.vocab_size, cache_dir=cache, progress=progress)
+        tokenizer = train_tokenizer(
+            texts, config.vocab_size, extra_special_tokens=config.special_tokens, cache_dir=cache, progress=progress
+        )
 
     heldout_blocks = config.heldout_tokens // config.block_size
     heldout_names: set[str] = set()
@@ -220,6 +224,8 @@ def _versions() -> dict[str, str]:
 def _key(config: DataConfig, source: Source, blocks: int) -> str:
     settings = asdict(config)
     del settings["data_files"]  # their names, sizes and times are in the source's identity
+    if not settings["special_tokens"]:
+        del settings["special_tokens"]  # what was packed before there were any keeps its key
     if config.tokenizer is not None and Path(config.tokenizer).is_dir():
         files = sorted(path for path in Path(config.tokenizer).glob("*.json"))
         settings["tokenizer"] = [(path.name, hashlib.sha256(path.read_bytes()).hexdigest()) for path in files]

@@ -36,7 +36,8 @@ def train_tokenizer(
         texts: documents in a fixed order; those after `sample_bytes` are not read.
         vocab_size: tokens, with the 256 bytes, `<|endoftext|>` (beginning, end and padding) and the extra ones.
         extra_special_tokens: for other objectives, as `["<mask>"]` or `["<extra_id_0>", "<extra_id_1>"]`; their ids
-            come right after `<|endoftext|>`, and `<mask>` or `[MASK]` becomes the tokenizer's mask token.
+            come right after `<|endoftext|>`; `<mask>` or `[MASK]` becomes the tokenizer's mask token, `<pad>` or
+            `[PAD]` its padding token.
         sample_bytes: bytes (UTF-8).
         cache_dir: None trains; a folder keeps the tokenizer under the sha256 of its sample.
 
@@ -144,12 +145,13 @@ def _wrap(text: str, extra_special_tokens: Sequence[str]) -> PreTrainedTokenizer
     from transformers import PreTrainedTokenizerFast
 
     mask = next((token for token in extra_special_tokens if token in ("<mask>", "[MASK]")), None)
-    others = [token for token in extra_special_tokens if token != mask]
+    pad = next((token for token in extra_special_tokens if token in ("<pad>", "[PAD]")), None)
+    others = [token for token in extra_special_tokens if token not in (mask, pad)]
     return PreTrainedTokenizerFast(
         tokenizer_object=Tokenizer.from_str(text),
         bos_token=END_OF_TEXT,
         eos_token=END_OF_TEXT,
-        pad_token=END_OF_TEXT,
+        pad_token=pad or END_OF_TEXT,
         clean_up_tokenization_spaces=False,
         **({"mask_token": mask} if mask else {}),
         **({"extra_special_tokens": others} if others else {}),

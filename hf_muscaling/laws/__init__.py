@@ -3,8 +3,10 @@
 from .answers import TradeOff
 from .base import ExtrapolationWarning, IdentificationWarning, ScalingLaw
 from .chinchilla import ChinchillaLaw
+from .evaluation import Extrapolation, Target, evaluate_extrapolation
 from .families import Family, load_families, pooled_prior, save_families
 from .frontier import Frontier, envelope, isoflop
+from .grid import ExtrapolationGrid, extrapolation_grid
 from .kaplan import KaplanLaw
 from .kaplan_step import KaplanStepLaw
 from .power import PowerLaw
@@ -14,6 +16,8 @@ from .stages import StageWise, estimate_stages
 __all__ = [
     "ChinchillaLaw",
     "Evaluation",
+    "Extrapolation",
+    "ExtrapolationGrid",
     "ExtrapolationWarning",
     "IdentificationWarning",
     "KaplanLaw",
@@ -23,6 +27,9 @@ __all__ = [
     "PowerLaw",
     "Prediction",
     "ScalingLaw",
+    "Target",
+    "evaluate_extrapolation",
+    "extrapolation_grid",
     "StageWise",
     "TradeOff",
     "envelope",

@@ -1,15 +1,25 @@
-"""μP GPT-2: `MuGPT2Config`, `MuGPT2Model`, `MuGPT2LMHeadModel`."""
+"""μP GPT-2: `MuGPT2Config`, the language model and the heads that transformers has for it."""
 
-from transformers import GPT2Config, GPT2LMHeadModel, GPT2Model
+from transformers import (
+    GPT2Config,
+    GPT2DoubleHeadsModel,
+    GPT2ForSequenceClassification,
+    GPT2ForTokenClassification,
+    GPT2LMHeadModel,
+    GPT2Model,
+)
 
-from hf_muscaling.models.base import MuConfigMixin, MuModelMixin
+from hf_muscaling.models.base import MuModelMixin
+from hf_muscaling.models.config import MuConfigMixin
+from hf_muscaling.parametrization import ParameterScale
 
 
 class MuGPT2Config(MuConfigMixin, GPT2Config):
     """A `GPT2Config` that knows its base width; dropout is 0 unless asked for (FORMULAS of nanoLM: dropout 0).
 
     `output_multiplier` is τ, `initializer_range` the σ at base width, `zero_query` and `zero_readout` start these
-    weights at zero (the latter with an untied head only), `parametrization` is "mup" or, as a control, "sp".
+    weights at zero (the latter with an untied head only), `parametrization` is "mup" or, as a control, "sp";
+    `depth_parametrization` is "none" or "completep".
 
     >>> MuGPT2Config(n_embd=64, n_head=4).at_width(128).n_head
     8
@@ -23,6 +33,7 @@ class MuGPT2Config(MuConfigMixin, GPT2Config):
     attn_pdrop: float | int = 0.0
     mup_base: dict | None = None
     parametrization: str = "mup"
+    depth_parametrization: str = "none"
     output_multiplier: float | int = 1.0
     zero_query: bool = False
     zero_readout: bool = False
@@ -43,10 +54,23 @@ class _MuGPT2(MuModelMixin):
         "*.c_proj.weight": "hidden",
         "*mlp.c_fc.weight": "hidden",
         "*ln_*.weight": "vector",
-        "*.bias": "vector",
+        "*ln_*.bias": "vector",
+        "*.c_*.bias": "vector",
+        "*.q_attn.bias": "vector",
         "lm_head.weight": "readout",
+        "multiple_choice_head.summary.weight": "readout",
+        "multiple_choice_head.summary.bias": "finite",
+        "score.weight": "readout",
+        "classifier.weight": "readout",
+        "classifier.bias": "finite",
     }
-    mu_query = {"*attn.c_attn.weight": (1, 3)}
+    mu_query = {"*attn.c_attn.weight": (1, 3), "*crossattention.q_attn.weight": (1, 1)}
+    mu_branches = ("*.c_proj",)
+    mu_last_norm = "transformer.ln_f"
+
+    def stock_init_ratio(self, name: str, scale: ParameterScale) -> float:
+        """Return GPT-2's 1/√(2·layers) on the residual projections relative to base depth; 1 elsewhere."""
+        return scale.depth**-0.5 if name.endswith("c_proj.weight") else 1.0
 
 
 class MuGPT2Model(_MuGPT2, GPT2Model):
@@ -63,3 +87,21 @@ class MuGPT2LMHeadModel(_MuGPT2, GPT2LMHeadModel):
     """
 
     mu_loss_type = "ForCausalLM"
+
+
+class MuGPT2DoubleHeadsModel(_MuGPT2, GPT2DoubleHeadsModel):
+    """`GPT2DoubleHeadsModel` under the parametrisation of its config; the multiple-choice head is a readout too."""
+
+    mu_own_loss = True
+
+
+class MuGPT2ForSequenceClassification(_MuGPT2, GPT2ForSequenceClassification):
+    """`GPT2ForSequenceClassification` under the parametrisation of its config."""
+
+    mu_own_loss = True
+
+
+class MuGPT2ForTokenClassification(_MuGPT2, GPT2ForTokenClassification):
+    """`GPT2ForTokenClassification` under the parametrisation of its config."""
+
+    mu_own_loss = True

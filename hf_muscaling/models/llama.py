@@ -1,15 +1,23 @@
-"""μP Llama: `MuLlamaConfig`, `MuLlamaModel`, `MuLlamaForCausalLM`, with grouped-query attention."""
+"""μP Llama, with grouped-query attention: `MuLlamaConfig`, the language model and the classification heads."""
 
-from transformers import LlamaConfig, LlamaForCausalLM, LlamaModel
+from transformers import (
+    LlamaConfig,
+    LlamaForCausalLM,
+    LlamaForSequenceClassification,
+    LlamaForTokenClassification,
+    LlamaModel,
+)
 
-from hf_muscaling.models.base import MuConfigMixin, MuModelMixin
+from hf_muscaling.models.base import MuModelMixin
+from hf_muscaling.models.config import MuConfigMixin
 
 
 class MuLlamaConfig(MuConfigMixin, LlamaConfig):
     """A `LlamaConfig` that knows its base width.
 
     `output_multiplier` is τ, `initializer_range` the σ at base width, `zero_query` and `zero_readout` start these
-    weights at zero (the latter with an untied head only), `parametrization` is "mup" or, as a control, "sp".
+    weights at zero (the latter with an untied head only), `parametrization` is "mup" or, as a control, "sp";
+    `depth_parametrization` is "none" or "completep".
 
     >>> MuLlamaConfig(hidden_size=64, num_attention_heads=4, intermediate_size=256).at_width(512).num_attention_heads
     32
@@ -20,6 +28,7 @@ class MuLlamaConfig(MuConfigMixin, LlamaConfig):
 
     mup_base: dict | None = None
     parametrization: str = "mup"
+    depth_parametrization: str = "none"
     output_multiplier: float | int = 1.0
     zero_query: bool = False
     zero_readout: bool = False
@@ -38,8 +47,18 @@ class _MuLlama(MuModelMixin):
         "*norm.weight": "vector",
         "*_proj.bias": "vector",
         "lm_head.weight": "readout",
+        "score.weight": "readout",
+        "score.bias": "finite",
     }
     mu_query = {"*self_attn.q_proj.weight": (0, 1)}
+    mu_branches = ("*self_attn.o_proj", "*mlp.down_proj")
+    mu_last_norm = "model.norm"
+
+    def to_granite(self):
+        """Return the same model as Granite, the multipliers in its config; see `hf_muscaling.export.to_granite`."""
+        from hf_muscaling.export import to_granite
+
+        return to_granite(self)
 
 
 class MuLlamaModel(_MuLlama, LlamaModel):
@@ -57,3 +76,15 @@ class MuLlamaForCausalLM(_MuLlama, LlamaForCausalLM):
     """
 
     mu_loss_type = "ForCausalLM"
+
+
+class MuLlamaForSequenceClassification(_MuLlama, LlamaForSequenceClassification):
+    """`LlamaForSequenceClassification` under the parametrisation of its config."""
+
+    mu_own_loss = True
+
+
+class MuLlamaForTokenClassification(_MuLlama, LlamaForTokenClassification):
+    """`LlamaForTokenClassification` under the parametrisation of its config."""
+
+    mu_own_loss = True

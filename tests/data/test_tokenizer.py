@@ -25,6 +25,15 @@ def test_special_tokens_and_their_ids(texts):
     assert tokenizer("the<extra_id_1>")["input_ids"][-1] == 3
 
 
+def test_padding_can_be_a_token_of_its_own(texts, tmp_path):
+    """BERT keeps the embedding of its padding token at zero, which must not be the end of a text."""
+    tokenizer = train_tokenizer(texts, 320, extra_special_tokens=["<pad>", "<mask>"])
+    tokenizer.save_pretrained(tmp_path)
+    for each in (tokenizer, load_tokenizer(str(tmp_path))):
+        assert (each.eos_token_id, each.pad_token_id, each.mask_token_id) == (0, 1, 2)
+        assert sorted(each.all_special_ids) == [0, 1, 2]
+
+
 def test_hash_is_the_same_after_a_folder_and_another_use(tokenizer, texts, tmp_path):
     before = tokenizer_hash(tokenizer)
     tokenizer(["one", "one two three"], padding=True, truncation=True, max_length=4)  # sets the backend's padding

@@ -1,0 +1,1 @@
+"""What `muscaling COMMAND` does, one module a command; each parses its own flags."""

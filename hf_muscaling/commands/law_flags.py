@@ -1,0 +1,159 @@
+"""The flags of the commands and recipes that fit laws to runs of any origin: the path, what it lacks, and the law."""
+
+from __future__ import annotations
+
+import argparse
+import math
+import os
+import sys
+import warnings
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from hf_muscaling.errors import ConfigurationError, RecordError
+from hf_muscaling.laws import ChinchillaLaw, KaplanLaw, KaplanStepLaw, PowerLaw, ScalingLaw
+from hf_muscaling.readers import FORMATS, RunTable, read_runs
+
+LAWS: dict[str, tuple[Callable[..., ScalingLaw], dict[str, Any]]] = {
+    "chinchilla": (ChinchillaLaw, {}),
+    "kaplan": (KaplanLaw, {}),
+    "kaplan-step": (KaplanStepLaw, {}),
+    "power": (PowerLaw, {}),
+    "power-D": (PowerLaw, {"variable": "D"}),
+    "power-C": (PowerLaw, {"variable": "C"}),
+}
+"""Names of laws on the command line: L(N, D) of Hoffmann and of Kaplan, L(N, S, B), and L(N), L(D), L(C)."""
+
+
+def add_reader_flags(parser: argparse.ArgumentParser, path_optional: bool = False) -> None:
+    """Add the path and what a file of runs may not say, as flags."""
+    count: dict[str, Any] = {"nargs": "?"} if path_optional else {}
+    parser.add_argument(
+        "path", help="a CSV, JSON, JSONL or parquet file, or a folder of runs, checkpoints or event files", **count
+    )
+    add = parser.add_argument_group("what the files do not say").add_argument
+    add("--format", choices=list(FORMATS), help="which tool wrote them; recognised by default")
+    add("--N", action="append", metavar="VALUE", help="parameters: a number, RUN=NUMBER (repeatable), or 'name'")
+    add("--D", action="append", metavar="VALUE", help="tokens a run saw: a number or RUN=NUMBER (repeatable)")
+    add("--B", action="append", metavar="VALUE", help="tokens per optimizer step: a number or RUN=NUMBER (repeatable)")
+    add("--count", choices=["total", "non_embedding"], help="which parameters N counts")
+    add("--loss", metavar="COLUMN", help="name of the loss column")
+    add("--loss_unit", choices=["nats", "bits", "perplexity"], help="unit of the loss, per token")
+    add("--where", action="append", default=[], metavar="COLUMN=VALUE", help="keep these rows only (repeatable)")
+    add("--drop_bad", action="store_true", help="leave out rows without a usable number (diverged runs)")
+    add("--ladder_config", metavar="JSON", help="an OLMo-ladder config, for N")
+
+
+def read(args: argparse.Namespace, *laws: ScalingLaw) -> RunTable:
+    """Read the runs that the flags describe, with the columns that the laws need."""
+    columns = {column for law in laws for column in law.columns.values()}
+    needed = [*sorted(columns), "loss"]
+    options: dict[str, Any] = {
+        "N": _stated(args.N, "--N"), "D": _stated(args.D, "--D"), "B": _stated(args.B, "--B"), "count": args.count,
+        "loss": args.loss, "loss_unit": args.loss_unit, "drop_bad": args.drop_bad, "need": needed,
+        "where": dict(_split(word, "--where") for word in args.where) or None,
+    }  # fmt: skip
+    if args.ladder_config:
+        return read_runs(args.path, "ladder", config=args.ladder_config, **options)
+    return read_runs(args.path, args.format, **options)
+
+
+def make_law(name: str, args: argparse.Namespace) -> ScalingLaw:
+    """The law of a name in `LAWS`, with the flags' objective and window."""
+    if name not in LAWS:
+        raise ConfigurationError(f"law {name!r} is not known. Choose one of: {', '.join(LAWS)}.")
+    build, settings = LAWS[name]
+    options = {key: getattr(args, key, None) for key in ("objective", "window")}
+    return build(**settings, **{key: value for key, value in options.items() if value is not None})
+
+
+class _Parser(argparse.ArgumentParser):
+    """Errors as the project's own, so that they read alike."""
+
+    def error(self, message: str) -> Any:
+        raise ConfigurationError(f"{message}. `{self.prog} --help` lists the flags.")
+
+
+def law_parser(prog: str, description: str, epilog: str) -> argparse.ArgumentParser:
+    """A parser with the flags of the readers and of the law; its errors are ConfigurationErrors."""
+    parser = _Parser(prog=prog, description=description, epilog=epilog)
+    add_reader_flags(parser)
+    add = parser.add_argument_group("the law").add_argument
+    add("--law", default="chinchilla", choices=list(LAWS), help="chinchilla (default), kaplan, kaplan-step, power, …")
+    add("--objective", help="what the fit minimises; the law's own by default")
+    add("--window", type=float, help="share of each run's first checkpoints left out")
+    add("--level", type=float, default=0.9, help="confidence of intervals (default 0.9)")
+    return parser
+
+
+def _split(word: str, flag: str) -> tuple[str, str]:
+    name, equals, value = word.rpartition("=") if flag != "--where" else word.partition("=")
+    if not equals or not name:
+        raise ConfigurationError(f"{flag} {word!r} must be written NAME=VALUE.")
+    return name.strip(), value.strip()
+
+
+def _stated(words: list[str] | None, flag: str) -> Any:
+    """What --N, --D or --B say: None, a number, 'name', or {run: number}."""
+    if not words:
+        return None
+    if len(words) == 1 and "=" not in words[0]:
+        return "name" if flag == "--N" and words[0] == "name" else _number(words[0], flag)
+    return {run: _number(value, flag) for run, value in (_split(word, flag) for word in words)}
+
+
+def assignments(words: Sequence[str], flag: str) -> dict[str, float]:
+    """What `N=7e9 D=2T` says, as numbers."""
+    return {name: _number(value, flag) for name, value in (_split(word, flag) for word in words)}
+
+
+def _number(text: str, flag: str) -> float:
+    from hf_muscaling.readers.names import number
+
+    try:
+        value = number(text, short=True)
+    except ValueError:
+        value = None
+    if value is None or not math.isfinite(value):
+        raise ConfigurationError(f"{flag}: {text!r} is not a number such as 7e9 or 7B.")
+    return value
+
+
+def number_or_text(text: str) -> Any:
+    """A number where the text is one, else the text."""
+    try:
+        return float(text)
+    except ValueError:
+        return text
+
+
+def one_family(table: RunTable) -> None:
+    """Refuse a table of several families, naming the flag that chooses one."""
+    if len(found := table.families()) > 1:
+        raise ConfigurationError(
+            f"{table.source} holds {len(found)} families ({', '.join(found[:4])}, …) and one law describes one. Choose "
+            f"with --where, for example --where 'family={found[0]}'."
+        )
+
+
+def writable(path: str, ending: str) -> Path:
+    """A file to write, refused early when its folder is missing or its ending another."""
+    target = Path(path)
+    if target.suffix.lower() != ending:
+        raise ConfigurationError(f"{path!r} must end in {ending}.")
+    if not target.parent.is_dir():
+        raise RecordError(f"Cannot write {path!r}: there is no folder {str(target.parent)!r}. Make it first.")
+    if not os.access(target.parent, os.W_OK) or target.is_dir():
+        raise RecordError(f"Cannot write {path!r}: it is a folder or its folder is read-only. Choose another path.")
+    return target
+
+
+class as_notes(warnings.catch_warnings):
+    """Within it, warnings are printed as one paragraph each, without the line of code that raised them."""
+
+    def __enter__(self) -> Any:
+        entered = super().__enter__()
+        warnings.simplefilter("default", UserWarning)
+        warnings.showwarning = lambda message, *_: print(f"note: {message}", file=sys.stderr)
+        return entered

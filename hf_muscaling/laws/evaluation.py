@@ -1,0 +1,338 @@
+"""How well a law predicts models larger than those it was fitted to, measured the way the Hitchhiker's Guide does.
+
+Fit on the small runs, score at the largest: ARE = |L_fit - L| / L averaged over the target's last checkpoints, with the
+coverage and the width of the interval beside it. Order is by size, never at random: a random hold-out interpolates.
+"""
+
+from __future__ import annotations
+
+import inspect
+import warnings
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+
+from ..errors import ConfigurationError, FitError
+from .base import ScalingLaw
+from .table import _columns, read_table, run_labels
+
+LAST = 0.3  #: share of a target's training that is scored, the Guide's
+_AXES = ("D", "S", "step", "C")
+
+
+@dataclass(frozen=True)
+class Target:
+    """One held-out run: `loss` and `predicted` are means over the checkpoints scored, nats per token.
+
+    `are` is the mean |L_fit - L| / L there, `coverage` the share of them inside [`low`, `high`] (means too),
+    `extrapolation` how many times larger N is than the largest fitted (`NaN` when the table has no N).
+    """
+
+    run: str
+    N: float
+    loss: float
+    predicted: float
+    low: float
+    high: float
+    are: float
+    coverage: float
+    extrapolation: float
+    checkpoints: int
+    models: int
+
+    @property
+    def half_width(self) -> float:
+        """Half of the interval's width over the predicted loss."""
+        return 0.5 * (self.high - self.low) / self.predicted
+
+
+@dataclass(frozen=True)
+class Extrapolation:
+    """What `evaluate_extrapolation` found: means over targets, each target counting the same.
+
+    `are` (mean |L_fit - L| / L), `coverage` (share of scored checkpoints inside the interval), `half_width` (median
+    over targets, relative to the prediction; NaN without intervals), `targets`, `skipped` (origins that could not be
+    fitted, with the reason), `law` (fitted, of the last origin).
+    """
+
+    are: float
+    coverage: float
+    half_width: float
+    level: float
+    targets: tuple[Target, ...]
+    skipped: tuple[str, ...]
+    law: ScalingLaw
+
+    def __str__(self) -> str:
+        lines = [
+            f"{type(self.law).__name__}: ARE {100 * self.are:.2f} % over {len(self.targets)} target"
+            f"{'s' * (len(self.targets) > 1)}"
+        ]
+        if np.isfinite(self.half_width):
+            lines[0] += (
+                f", {100 * self.coverage:.0f} % inside the {100 * self.level:g} % interval, "
+                f"median half-width {100 * self.half_width:.2f} %"
+            )
+        for t in self.targets[:20]:
+            interval = f" [{t.low:.4f}, {t.high:.4f}]" if np.isfinite(t.low) else ""
+            size = f" (N {t.N:.4g}, {t.extrapolation:.3g} × the largest fitted)" if np.isfinite(t.N) else ""
+            lines.append(
+                f"  {t.run}{size}: predicted {t.predicted:.4f}{interval}, actual {t.loss:.4f}, "
+                f"ARE {100 * t.are:.2f} %, from {t.models} sizes"
+            )
+        if len(self.targets) > 20:
+            lines.append(f"  … and {len(self.targets) - 20} more")
+        return "\n".join([*lines, *(f"  skipped: {reason}" for reason in self.skipped)])
+
+
+def evaluate_extrapolation(
+    table: Any,
+    law: ScalingLaw | type[ScalingLaw],
+    target: Any = "largest",
+    *,
+    seen: float = 1.0,
+    models: int | None = None,
+    last: float = LAST,
+    level: float | None = 0.9,
+    smallest: int = 3,
+) -> Extrapolation:
+    """Fit a law on the small runs of a table and score it on larger ones it has not seen.
+
+    * `table`: as for `law.fit`; rows that share a `run_id` are checkpoints of one run. One family only;
+    * `law`: a law to copy (unfitted or not, its settings count), or a class;
+    * `target`: "largest" (default; every run of the largest N), "rolling" (ordered hold-out: each size in turn is
+      predicted from the smaller ones), a number (every run of at least that N), or a run_id or list of them. Fitted
+      are always the runs smaller than the smallest target;
+    * `seen`: fit on this first share of each small run's training (the Guide's percentage of training);
+    * `models`: fit on this many of the smallest models only (the Guide's number of models);
+    * `last`: score the checkpoints in this last share of a target's training, by tokens (of a law that does not know
+      how long a run was, such as L(N), the last one);
+    * `level`: of the interval; None skips intervals (1000 laws in seconds) and leaves coverage NaN;
+    * `smallest`: fewest sizes an origin of "rolling" may have.
+
+    Size is N where the law uses it or the table has it, otherwise the law's own variable. Raises `ConfigurationError`
+    for an impossible option, `FitError` when nothing is left to fit or to score.
+
+    Source: Choshen et al. 2024, A Hitchhiker's Guide to Scaling Law Estimation (ARE at the largest model; a target's
+    last 30 % is what its published code scores).
+
+    >>> from hf_muscaling.laws import ChinchillaLaw
+    >>> n, d = (v.ravel() for v in np.meshgrid(np.geomspace(1e7, 1e9, 6), np.geomspace(1e9, 3e10, 6)))
+    >>> runs = {"N": n, "D": d, "loss": 1.8 + 480 / n**0.35 + 2100 / d**0.37}
+    >>> found = evaluate_extrapolation(runs, ChinchillaLaw("huber"), level=None)
+    >>> len(found.targets), found.are < 1e-4
+    (6, True)
+    """
+    prototype = _prototype(law)
+    _check_options(seen, models, last, level, smallest)
+    runs = _Runs.of(table, prototype)
+    if isinstance(target, str) and target == "rolling":
+        origins = [np.flatnonzero(runs.size == size) for size in np.unique(runs.size)[smallest:]]
+        if not origins:
+            raise FitError(
+                f"A rolling hold-out needs more than {smallest} sizes, the table has {len(np.unique(runs.size))}. "
+                "Add sizes, or lower smallest=."
+            )
+    else:
+        origins = [runs.targets(target)]
+    found: list[Target] = []
+    skipped: list[str] = []
+    fitted = None
+    for rows in origins:
+        try:
+            train = runs.before(rows, seen, models)
+            fitted = _fit(_prototype(prototype), runs.take(train))
+            found += _score(fitted, runs, rows, train, last, level)
+        except FitError as error:
+            if len(origins) == 1:
+                raise
+            skipped.append(f"target {runs.key} {runs.size[rows[0]]:.4g}: {error}")
+    if fitted is None or not found:
+        raise FitError(f"No origin of the table could be fitted. The last reason: {skipped[-1]}")
+    return _summed(found, skipped, fitted, level)
+
+
+def _summed(found: Sequence[Target], skipped: Sequence[str], law: ScalingLaw, level: float | None) -> Extrapolation:
+    return Extrapolation(
+        float(np.mean([t.are for t in found])),
+        float(np.mean([t.coverage for t in found])),
+        float(np.median([t.half_width for t in found])),
+        float("nan") if level is None else float(level),
+        tuple(found),
+        tuple(skipped),
+        law,
+    )
+
+
+def _prototype(law: Any) -> ScalingLaw:
+    """A fresh, unfitted law with the same settings."""
+    if inspect.isclass(law) and issubclass(law, ScalingLaw) and law.objectives:
+        build: Any = law
+        return build()
+    if isinstance(law, ScalingLaw):
+        return type(law)(**law.settings())
+    raise ConfigurationError(
+        f"law={str(law)[:60]!r} is not a law. Pass one, such as ChinchillaLaw() or the class ChinchillaLaw."
+    )
+
+
+def _check_options(seen: Any, models: Any, last: Any, level: Any, smallest: Any) -> None:
+    for name, value, open_end in (("seen", seen, False), ("last", last, False), ("level", level, True)):
+        if name == "level" and value is None:
+            continue
+        number = isinstance(value, (int, float)) and not isinstance(value, bool)
+        if not number or not 0 < value <= 1 or (open_end and value == 1):
+            raise ConfigurationError(f"{name}={value!r} must be a share above 0 and up to 1, for example 0.3.")
+    for name, value in (("models", models), ("smallest", smallest)):
+        if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < 1):
+            raise ConfigurationError(f"{name}={value!r} must be a whole number of at least 1.")
+
+
+def _fit(law: ScalingLaw, rows: dict[str, Any]) -> ScalingLaw:
+    with warnings.catch_warnings():  # a fold of the table warns of what its owner already knows
+        warnings.simplefilter("ignore", UserWarning)
+        return law.fit(rows)
+
+
+@dataclass(frozen=True)
+class _Runs:
+    """The table's rows with what the protocol orders them by."""
+
+    raw: dict[str, np.ndarray]  # every column, as given
+    numbers: dict[str, np.ndarray]  # the law's columns, N and the clock, validated
+    size: np.ndarray
+    clock: np.ndarray | None  # tokens seen, else steps or compute
+    run: np.ndarray
+    key: str
+
+    @classmethod
+    def of(cls, table: Any, law: ScalingLaw) -> _Runs:
+        raw = {name: np.asarray(values, _dtype(values)) for name, values in _columns(table).items()}
+        axis = next((name for name in _AXES if name in raw), None)
+        key = next(iter(law.columns.values()))
+        key = "N" if "N" in law.columns.values() or ("N" in raw and key not in ("N_non_embedding",)) else key
+        extra = [name for name in (axis, *("S", "B", "D")) if name is not None and name in raw]
+        numbers = read_table(raw, list(dict.fromkeys([*_needed(law, raw), key, "loss"])), list(dict.fromkeys(extra)))
+        families = {str(f) for f in raw.get("family", ()) if f not in (None, "")}
+        if len(families) > 1:
+            raise FitError(
+                f"The table holds {len(families)} families ({', '.join(sorted(families)[:4])}, …) and a law describes "
+                "one. Evaluate each on its own rows."
+            )
+        labels = _labels(raw, len(numbers["loss"]))
+        return cls(raw, numbers, numbers[key], numbers.get(axis) if axis else None, labels, key)
+
+    def take(self, rows: np.ndarray) -> dict[str, np.ndarray]:
+        return {name: values[rows] for name, values in self.raw.items()}
+
+    def targets(self, target: Any) -> np.ndarray:
+        """Rows of the runs to be predicted."""
+        if isinstance(target, str) and target == "largest":
+            return np.flatnonzero(self.size == self.size.max())
+        if isinstance(target, (int, float)) and not isinstance(target, bool) and target > 0:
+            rows = np.flatnonzero(self.size >= target)
+            if not len(rows):
+                raise FitError(f"No run has {self.key} ≥ {target:g}; the largest is {self.size.max():.4g}.")
+            return rows
+        names = [target] if isinstance(target, str) else target
+        if not isinstance(names, (list, tuple, set, np.ndarray)) or not len(names):
+            raise ConfigurationError(
+                f"target={repr(target)[:40]} must be 'largest', 'rolling', a number of parameters > 0, or run_ids."
+            )
+        rows = np.flatnonzero(np.isin(self.run, [str(name) for name in names]))
+        missing = sorted({str(name) for name in names} - set(self.run[rows]))
+        if missing:
+            known = ", ".join(sorted(set(self.run))[:6])
+            raise ConfigurationError(
+                f"No run is called {missing[0]!r}; target may be 'largest', 'rolling' or of {known}."
+            )
+        return rows
+
+    def before(self, targets: np.ndarray, seen: float, models: int | None) -> np.ndarray:
+        """Rows to fit: the runs smaller than every target, the first `seen` of each, the `models` smallest."""
+        train = self.size < self.size[targets].min()
+        sizes = np.unique(self.size[train])
+        if models is not None:
+            if models > len(sizes):
+                raise FitError(f"models={models}, and the table has {len(sizes)} sizes below the target.")
+            train &= self.size <= sizes[models - 1]
+        if seen < 1 and self.clock is not None:
+            train &= self.clock <= seen * self._end() * (1 + 1e-9)
+        if not train.any():
+            raise FitError(
+                f"No row is left to fit: no run is smaller than the target ({self.key} = "
+                f"{self.size[targets].min():.4g}) with training up to {100 * seen:g} %. Hold out larger runs."
+            )
+        return np.flatnonzero(train)
+
+    def _end(self) -> np.ndarray:
+        """The clock at the end of each row's run."""
+        assert self.clock is not None
+        _, run = np.unique(self.run, return_inverse=True)
+        ends = np.zeros(run.max() + 1)
+        np.maximum.at(ends, run.ravel(), self.clock)
+        return ends[run.ravel()]
+
+    def scored(self, targets: np.ndarray, last: float) -> np.ndarray:
+        """Of the targets' rows, those in the last share of their run (0: its last checkpoint)."""
+        if self.clock is None:
+            return targets
+        return targets[self.clock[targets] >= (1 - last) * self._end()[targets] * (1 - 1e-9)]
+
+
+def _score(
+    law: ScalingLaw, runs: _Runs, targets: np.ndarray, train: np.ndarray, last: float, level: float | None
+) -> list[Target]:
+    rows = runs.scored(targets, 0.0 if law.last_only else last)
+    at = {name: _variable(runs, column)[rows] for name, column in law.columns.items()}
+    actual = runs.numbers["loss"][rows]
+    predicted = np.asarray(law.loss(*at.values(), *law.params_.values()), float)
+    low = high = np.full(len(rows), np.nan)
+    if level is not None:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", UserWarning)
+            p = law.predict(level=level, **at)
+        predicted, low, high = (np.asarray(v, float) for v in (p.loss, p.low, p.high))
+    inside = ((actual >= low) & (actual <= high)).astype(float) if level is not None else low
+    sizes = np.unique(runs.size[train])
+    found = []
+    for run in dict.fromkeys(runs.run[rows]):
+        own = runs.run[rows] == run
+        size = float(runs.size[rows][own][0])
+        means = (float(np.mean(v[own])) for v in (actual, predicted, low, high, np.abs(predicted / actual - 1), inside))
+        loss, guess, lower, upper, are, coverage = means
+        found.append(
+            Target(run, size, loss, guess, lower, upper, are, coverage, size / sizes[-1], int(own.sum()), len(sizes))
+        )
+    return found if runs.key.startswith("N") else [replace(t, N=float("nan")) for t in found]
+
+
+def _variable(runs: _Runs, column: str) -> np.ndarray:
+    if column in runs.numbers:
+        return runs.numbers[column]
+    if column == "S" and "step" in runs.numbers:
+        return runs.numbers["step"]
+    return runs.numbers["D"] / runs.numbers["B"]  # S of a table that gives D and B
+
+
+def _needed(law: ScalingLaw, raw: dict[str, Any]) -> list[str]:
+    """The law's columns; S may be missing where `step`, or D with B, says it."""
+    needed = list(law.columns.values())
+    if "S" in needed and "S" not in raw and ("step" in raw or "D" in raw):
+        needed.remove("S")
+        needed += ["step"] if "step" in raw else ["D", "B"]
+    return needed
+
+
+def _dtype(values: Any) -> Any:
+    if isinstance(values, np.ndarray) and values.dtype.kind in "iuf":
+        return None
+    return object
+
+
+def _labels(raw: dict[str, np.ndarray], rows: int) -> np.ndarray:
+    """The run of every row, as the laws see it; where the table does not say, each row is a run."""
+    labels = run_labels(raw)
+    return np.array([f"row {i}" for i in range(rows)] if labels is None else labels, object)

@@ -1,0 +1,83 @@
+"""The map over laws, windows, models and training agrees with single evaluations, and shows what it should."""
+
+import numpy as np
+import pytest
+
+from hf_muscaling.errors import ConfigurationError, FitError
+from hf_muscaling.laws import ChinchillaLaw, KaplanLaw, PowerLaw, evaluate_extrapolation, extrapolation_grid
+from hf_muscaling.laws.grid import thin
+
+
+def curves(bump=0.0, sizes=6, checkpoints=20):
+    """Curves of a known law with a start that does not follow it, `bump` nats at D = 0, gone after a third."""
+    rows = []
+    for i, n in enumerate(np.geomspace(1e7, 1e9, sizes)):
+        for d in np.linspace(1e9, 2e10, checkpoints):
+            loss = 1.8 + 480 / n**0.35 + 2100 / d**0.37 + bump * np.exp(-d / 1.2e9)
+            rows.append({"run_id": f"run-{i}", "N": n, "D": d, "loss": float(loss)})
+    return rows
+
+
+def test_cells_are_single_evaluations():
+    table = curves(0.3)
+    calls = []
+    laws = {"chinchilla": ChinchillaLaw("huber"), "power": PowerLaw(objective="least_squares")}
+    grid = extrapolation_grid(
+        table, laws, (0.0, 0.3), (0.5, 1.0), (4, 5), checkpoints=None, progress=lambda *at: calls.append(at)
+    )
+    assert grid.are.shape == (2, 2, 2, 2) and grid.fits == 16 and calls[-1] == (16, 16) and len(calls) == 16
+    one = evaluate_extrapolation(table, ChinchillaLaw("huber", window=0.3), seen=0.5, models=4, level=None)
+    assert grid.are[0, 1, 0, 0] == pytest.approx(one.are, rel=1e-9)
+    assert len(grid.rows()) == 16 and grid.rows()[0]["law"] == "chinchilla"
+    assert "16 laws fitted" in str(grid)
+
+
+def test_a_start_that_does_not_follow_the_law_is_visible_in_the_map():
+    """With a bump, the window that drops it is better by far; without one (the control) both recover the truth."""
+    laws = {"chinchilla": ChinchillaLaw("least_squares")}
+    bad = extrapolation_grid(curves(3.0), laws, (0.0, 0.3), (1.0,), (5,)).are[0, :, 0, 0]
+    good = extrapolation_grid(curves(0.0), laws, (0.0, 0.3), (1.0,), (5,)).are[0, :, 0, 0]
+    assert bad[1] < bad[0] / 5 and good.max() < 1e-5
+
+
+def test_cells_without_a_fit_are_blank():
+    grid = extrapolation_grid(curves(), {"c": ChinchillaLaw("huber")}, (0.3,), (0.01, 1.0), (2, 5))
+    assert np.isnan(grid.are[0, 0, 0]).all()  # two sizes do not make a law
+    assert np.isnan(grid.are[0, 0, 1, 0]) and np.isfinite(grid.are[0, 0, 1, 1])
+    assert {row["are"] for row in grid.rows()} >= {None} and grid.fits == 1
+
+
+@pytest.mark.slow  # two processes import everything anew
+def test_processes_share_the_work():
+    laws = {"c": ChinchillaLaw("huber")}
+    one, two = (extrapolation_grid(curves(0.3), laws, (0.3,), (0.5, 1.0), (4, 5), processes=k) for k in (1, 2))
+    np.testing.assert_array_equal(one.are, two.are)
+
+
+def test_numbers_of_models_by_default():
+    assert extrapolation_grid(curves(), {"c": ChinchillaLaw("huber")}, (0.3,), (1.0,)).models == (3, 4, 5)
+
+
+def test_what_cannot_be_mapped_says_why():
+    with pytest.raises(FitError, match="at least 3"):
+        extrapolation_grid(curves(sizes=3), {"p": PowerLaw()}, (0.3,), (1.0,))
+    with pytest.raises(FitError, match="No row is left"):
+        extrapolation_grid(curves(), {"c": KaplanLaw()}, target=1.0)
+    with pytest.raises(ConfigurationError, match="at least one law"):
+        extrapolation_grid(curves(), {})
+    with pytest.raises(ConfigurationError, match="checkpoints=1"):
+        thin({"run_id": np.array(["a"])}, 1)
+
+
+def test_thinning_keeps_each_run_and_its_end():
+    table = {name: np.array([row[name] for row in curves()]) for name in ("run_id", "N", "D", "loss")}
+    thinned = thin(table, 5)
+    assert len(thinned["loss"]) == 30 and set(thinned["run_id"]) == set(table["run_id"])
+    assert (np.sort(thinned["D"])[-6:] == 2e10).all()
+    assert thin({"N": table["N"], "loss": table["loss"]}, 5)["N"].size == 120  # no runs named: nothing to thin
+
+
+def test_it_draws():
+    laws = {"chinchilla": ChinchillaLaw("huber"), "power": PowerLaw()}
+    figure = extrapolation_grid(curves(), laws, (0.0, 0.3), (0.5, 1.0), (4, 5)).plot("t")
+    assert len(figure.axes) == 5  # four panels and the colour bar

@@ -1,0 +1,169 @@
+"""`muscaling fit` and `muscaling evaluate`, and the recipe that draws the maps, as a user runs them."""
+
+import json
+import re
+import runpy
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from hf_muscaling.cli import main
+from hf_muscaling.laws import ScalingLaw
+
+RECIPE = Path(__file__).parents[1] / "recipes" / "estimate_laws.py"
+TRUTH = {"E": 1.8, "A": 480.0, "B": 2100.0, "alpha": 0.35, "beta": 0.37}
+
+
+def loss_at(n, d):
+    """The true loss."""
+    return 1.8 + 480 / n**0.35 + 2100 / d**0.37
+
+
+def write(path, header, rows):
+    path.write_text("\n".join([header, *(",".join(map(str, row)) for row in rows)]) + "\n")
+    return str(path)
+
+
+@pytest.fixture
+def curves(tmp_path):
+    """Six runs of a known law with 0.2 % noise a run."""
+    rng, rows = np.random.default_rng(0), []
+    for i, n in enumerate(np.geomspace(1e7, 1e9, 6)):
+        shift = 1 + 0.002 * rng.normal()
+        rows += [(f"r{i}", n, d, loss_at(n, d) * shift) for d in np.linspace(1e9, 2e10, 20)]
+    return write(tmp_path / "runs.csv", "run_id,N,D,loss", rows)
+
+
+def predicted(out):
+    """Loss and interval that the command printed."""
+    return [float(v) for v in re.search(r"loss ([\d.]+) nats.*\[([\d.]+), ([\d.]+)\]", out).groups()]
+
+
+def test_fit_predicts_the_truth(curves, tmp_path, capsys):
+    law, plot = tmp_path / "law.json", tmp_path / "law.png"
+    words = ["fit", curves, "--law", "chinchilla", "--predict", "N=7e9", "D=2e11", "--count", "total"]
+    assert main([*words, "--save", str(law), "--plot", str(plot)]) == 0
+    out = capsys.readouterr().out
+    loss, low, high = predicted(out)
+    assert low < loss_at(7e9, 2e11) < high and loss == pytest.approx(loss_at(7e9, 2e11), rel=0.02)
+    assert "120 rows of 6 runs" in out and "7 × the largest fitted N" in out and "alpha" in out
+    assert plot.read_bytes()[:4] == b"\x89PNG"
+    stored = ScalingLaw.from_json(law)
+    assert stored.predict(N=7e9, D=2e11).loss == pytest.approx(loss, abs=1e-4)
+
+
+def test_several_predictions_short_numbers_and_level(curves, capsys):
+    words = ["fit", curves, "--predict", "N=2B", "D=40B", "--predict", "N=4B", "D=40B", "--level", "0.5"]
+    assert main(words) == 0
+    out = capsys.readouterr().out
+    assert "N = 2e+09" in out and "N = 4e+09" in out and out.count("50 % interval") == 2
+
+
+def test_a_far_prediction_warns_in_one_line(curves, capsys):
+    assert main(["fit", curves, "--predict", "N=1e12", "D=1e13"]) == 0
+    error = capsys.readouterr().err
+    assert "note: N lies 1e+03 times beyond" in error and ".py" not in error
+
+
+def test_a_law_in_one_variable(tmp_path, capsys):
+    n = np.geomspace(1e6, 1e8, 7)
+    path = write(tmp_path / "t.csv", "N,loss", zip(n, 2 + 40 * n**-0.25, strict=True))
+    assert main(["fit", path, "--law", "power", "--objective", "least_squares", "--predict", "N=3e8"]) == 0
+    assert predicted(capsys.readouterr().out)[0] == pytest.approx(2 + 40 * 3e8**-0.25, rel=1e-3)
+
+
+def test_what_a_wandb_export_lacks_is_given_by_flags(tmp_path, capsys):
+    rows = [(s, *(loss_at(n, s * 1e6) for n in (1e7, 3e7, 1e8, 3e8))) for s in range(1000, 20001, 1000)]
+    header = "Step," + ",".join(f"gpt-{m}M - loss" for m in (10, 30, 100, 300))
+    path = write(tmp_path / "w.csv", header, rows)
+    assert main(["fit", path]) == 2
+    assert "--N RUN=1.2e8" in capsys.readouterr().err
+    assert main(["fit", path, "--N", "name", "--B", "1e6", "--predict", "N=1e9", "D=2e10"]) == 0
+    assert predicted(capsys.readouterr().out)[0] == pytest.approx(loss_at(1e9, 2e10), rel=0.02)
+    sizes = [word for m in (10, 30, 100, 300) for word in ("--N", f"gpt-{m}M={m}M")]
+    assert main(["fit", path, *sizes, "--B", "1e6"]) == 0
+    assert "N 1e+07 to 3e+08" in capsys.readouterr().out
+
+
+def test_evaluate(curves, capsys):
+    assert main(["evaluate", curves, "--law", "chinchilla"]) == 0
+    out = capsys.readouterr().out
+    found = re.search(r"ARE ([\d.]+) % over 1 target, (\d+) % inside the 90 % interval", out)
+    assert float(found[1]) < 2 and "r5" in out
+    assert main(["evaluate", curves, "--target", "rolling", "--models", "4"]) == 0
+    assert "from 4 sizes" in capsys.readouterr().out
+    assert main(["evaluate", curves, "--target", "1e9"]) == 0
+
+
+def test_families_apart(curves, tmp_path, capsys):
+    lines = Path(curves).read_text().splitlines()
+    both = [lines[0] + ",family"] + [line + f",{f}" for f in "ab" for line in lines[1:]]
+    path = tmp_path / "two.csv"
+    path.write_text("\n".join(both) + "\n")
+    assert main(["fit", str(path)]) == 2
+    assert "--where 'family=a'" in capsys.readouterr().err
+    assert main(["fit", str(path), "--where", "family=a"]) == 0
+    capsys.readouterr()
+    assert main(["evaluate", str(path)]) == 0
+    out = capsys.readouterr().out
+    assert "a: ChinchillaLaw" in out and "b: ChinchillaLaw" in out
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["fit"], "required: path"),
+        (["fit", "PATH", "--lw", "x"], "unrecognized arguments"),
+        (["fit", "PATH", "--law", "cubic"], "invalid choice"),
+        (["fit", "PATH", "--predict", "7e9"], "NAME=VALUE"),
+        (["fit", "PATH", "--predict", "N=big", "D=1e9"], "'big' is not a number"),
+        (["fit", "PATH", "--predict", "N=1e9"], "needs 'D'"),
+        (["fit", "PATH", "--predict", "N=-1", "D=1e9"], "finite numbers > 0"),
+        (["fit", "PATH", "--N", "x"], "--N: 'x'"),
+        (["fit", "PATH", "--level", "2"], "level=2"),
+        (["fit", "PATH", "--window", "2"], "window=2"),
+        (["fit", "PATH", "--save", "law.txt"], "must end in .json"),
+        (["fit", "PATH", "--plot", "no/such/law.png"], "no folder"),
+        (["fit", "PATH", "--where", "kind=a"], "no column 'kind'"),
+        (["fit", "missing.csv"], "no such file"),
+        (["fit", "PATH", "--law", "kaplan-step"], "--B"),
+        (["evaluate", "PATH", "--target", "r9"], "No run is called 'r9'"),
+        (["evaluate", "PATH", "--models", "9"], "5 sizes below"),
+        (["evaluate", "PATH", "--seen", "0"], "seen=0"),
+    ],
+)
+def test_errors_are_one_paragraph_and_status_2(curves, capsys, words, message):
+    words = [curves if word == "PATH" else word for word in words]
+    level = ["--predict", "N=1e9", "D=1e10"] if "--level" in words else []
+    assert main([*words, *level]) == 2
+    *notes, error = capsys.readouterr().err.strip().split("\n\n")  # the law's notes may come before the error
+    assert message in error and "Error: " in error and "Traceback" not in error
+    assert all(line.startswith("note: ") for note in notes for line in note.splitlines())
+
+
+def run_recipe(monkeypatch, *words):
+    monkeypatch.setattr(sys, "argv", [str(RECIPE), *map(str, words)])
+    with pytest.raises(SystemExit) as done:
+        runpy.run_path(str(RECIPE), run_name="__main__")
+    return done.value.code
+
+
+SMALL = ["--laws", "chinchilla", "--windows", "0.3", "--seen", "0.5", "1", "--models", "4", "8", "--processes", "1"]
+
+
+def test_the_recipe_draws_its_own_example(tmp_path, monkeypatch, capsys):
+    assert run_recipe(monkeypatch, "--output_dir", tmp_path, *SMALL) == 0
+    out = capsys.readouterr().out
+    assert "4 laws fitted" in out and (tmp_path / "heatmap.png").read_bytes()[:4] == b"\x89PNG"
+    cells = json.loads((tmp_path / "are.json").read_text())["cells"]
+    full = [c["are"] for c in cells if c["models"] == 8 and c["seen"] == 1.0]
+    assert len(cells) == 4 and full[0] < 0.02  # 0.3 % noise a run
+
+
+def test_the_recipe_reads_a_table(curves, tmp_path, monkeypatch, capsys):
+    words = [curves, "--output_dir", tmp_path / "out", "--laws", "chinchilla", "--windows", "0.3", "--seen", "1"]
+    assert run_recipe(monkeypatch, *words, "--processes", 1) == 0
+    assert "3 laws fitted" in capsys.readouterr().out
+    assert run_recipe(monkeypatch, tmp_path / "missing.csv") == 2
