@@ -17,6 +17,7 @@ from .selection import Columns, run_index
 from .uncertainty import flat_direction, profile
 
 DRAWS, SEED = 400, 0
+ABSOLUTE = np.sqrt(np.pi / 2)  #: standard deviation over mean absolute deviation, normal noise
 AT_ONCE = 2e7  #: weights (resamples × rows) held at a time
 ORIGINS = (0.5, 0.65, 0.8)  #: shares of the sizes kept
 HELD_GROUPS = 3
@@ -158,7 +159,8 @@ class BootstrapLaw(RegressionLaw):
         effective = float(by_run.sum() ** 2 / (by_run**2).sum())
         rows = float(weight.sum() ** 2 / (weight**2).sum())
         free = len(self.parameters) - len(self.fixed)
-        variance = np.average(r**2, weights=weight) * rows / max(rows - free, 1.0)
+        scale = ABSOLUTE * np.average(np.abs(r), weights=weight)  # a few early or failed rows weigh less than squared
+        variance = scale**2 * rows / max(rows - free, 1.0)
         dof = max(effective - free, 1.0)
         return float(np.sqrt((variance * dof + FLOOR**2) / (dof + 1))), dof + 1
 
