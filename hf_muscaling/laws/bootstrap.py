@@ -21,7 +21,7 @@ ABSOLUTE = np.sqrt(np.pi / 2)  #: standard deviation over mean absolute deviatio
 AT_ONCE = 2e7  #: weights (resamples × rows) held at a time
 ORIGINS = (0.5, 0.65, 0.8)  #: shares of the sizes kept
 HELD_GROUPS = 3
-DRIFT, DRIFT_RANGE, DRIFT_WIDTH, DRIFT_POWER = 0.7, (1e-3, 0.02), 1.0, 1.0
+DRIFT, DRIFT_RANGE, DRIFT_WIDTH, DRIFT_POWER = 0.6, (1e-3, 0.02), 1.0, 1.0
 
 
 class BootstrapLaw(RegressionLaw):
@@ -158,7 +158,7 @@ class BootstrapLaw(RegressionLaw):
         by_run = np.bincount(run, weight)
         effective = float(by_run.sum() ** 2 / (by_run**2).sum())
         rows = float(weight.sum() ** 2 / (weight**2).sum())
-        free = len(self.parameters) - len(self.fixed)
+        free = len(self.parameters) - len(self.fixed) - 0.25 * len(self.prior_)  # a prior holds part of a parameter
         scale = ABSOLUTE * np.average(np.abs(r), weights=weight)  # a few early or failed rows weigh less than squared
         variance = scale**2 * rows / max(rows - free, 1.0)
         dof = max(effective - free, 1.0)
