@@ -98,6 +98,16 @@ class RegressionLaw(ScalingLaw):
         prior = {name: list(value) for name, value in self.prior.items()}
         return super().settings() | {"prior": prior, "fixed": dict(self.fixed)}
 
+    def summary(self) -> str:
+        """The fit in words, with the prior and what was held fixed."""
+        lines = [super().summary()]
+        if self.prior_:
+            prior = ", ".join(f"{name} {centre:.4g} ± {sd:.4g}" for name, (centre, sd) in self.prior_.items())
+            lines.append(f"  prior {prior}; a row weighs 1/(1 + log(C_max/C)²), C_max the largest compute")
+        if self.fixed:
+            lines.append("  fixed " + ", ".join(f"{name} = {value:.6g}" for name, value in self.fixed.items()))
+        return "\n".join(lines)
+
     @property
     def prior_(self) -> dict[str, tuple[float, float]]:
         """The prior in force: the law's own, what was given, less what is fixed."""
