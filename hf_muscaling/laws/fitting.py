@@ -216,9 +216,10 @@ def pull(
 
 def _step(h: np.ndarray, g: np.ndarray, damping: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Newton's step and the decrease it promises; on |h| for the rows where h points uphill."""
-    eye = np.eye(g.shape[1])
+    damped = h.copy()
+    damped.reshape(len(h), -1)[:, :: h.shape[1] + 1] += damping[:, None]
     try:
-        step = -np.linalg.solve(h + damping[:, None, None] * eye, g[..., None])[..., 0]
+        step = -np.linalg.solve(damped, g[..., None])[..., 0]
         promised = -0.5 * (step * g).sum(1)
     except np.linalg.LinAlgError:
         step, promised = np.zeros_like(g), np.full(len(g), -1.0)
@@ -255,13 +256,14 @@ def newton(
     for _ in range(steps):
         g, h, t = gradient[live], hessian[live], theta[live]
         held = ~free | ((t <= problem.low) & (g > 0)) | ((t >= problem.high) & (g < 0))
-        g = np.where(held, 0.0, g)
-        h = np.where(held[:, :, None] | held[:, None, :], held_curvature, h)
+        if held.any():
+            g = np.where(held, 0.0, g)
+            h = np.where(held[:, :, None] | held[:, None, :], held_curvature, h)
         scale = np.abs(h.diagonal(axis1=1, axis2=2))
         scale = np.sqrt(np.maximum(scale, 1e-20 * scale.max(1, keepdims=True) + 1e-60))
         step, promised = _step(h / (scale[:, :, None] * scale[:, None, :]), g / scale, damping[live])
-        step /= scale
-        tried = np.clip(t + np.clip(step, -3, 3), problem.low, problem.high)
+        step = np.minimum(np.maximum(step / scale, -3), 3)
+        tried = np.minimum(np.maximum(t + step, problem.low), problem.high)
         new, new_gradient, new_hessian = problem.derivatives(tried, delta, live)
         better = new < value[live]
         kept = live[better]

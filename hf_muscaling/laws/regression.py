@@ -291,7 +291,7 @@ def posterior_mode(problem: Problem, starts: np.ndarray) -> np.ndarray:
         target = _negative_log_posterior(problem, theta, value)
         best = int(np.nanargmin(target))
         theta, temperature = theta[best][None], float(_temperature(problem, value[best]))
-        if not target[best] < last - 1e-11 * abs(last) and np.isfinite(last):
+        if not target[best] < last - 1e-9 * abs(last) and np.isfinite(last):
             break
         last = float(target[best])
     return theta[0]
