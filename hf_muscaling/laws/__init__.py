@@ -1,7 +1,7 @@
 """Scaling laws: fitted to tables of runs, with intervals; NumPy and SciPy only, never torch."""
 
 from .answers import TradeOff
-from .base import Evaluation, ExtrapolationWarning, IdentificationWarning, Prediction, ScalingLaw
+from .base import ExtrapolationWarning, IdentificationWarning, ScalingLaw
 from .chinchilla import ChinchillaLaw
 from .evaluation import Extrapolation, Target, evaluate_extrapolation
 from .families import Family, load_families, pooled_prior, save_families
@@ -10,6 +10,7 @@ from .grid import ExtrapolationGrid, extrapolation_grid
 from .kaplan import KaplanLaw
 from .kaplan_step import KaplanStepLaw
 from .power import PowerLaw
+from .prediction import Evaluation, Prediction
 from .stages import StageWise, estimate_stages
 
 __all__ = [

@@ -111,7 +111,7 @@ class StepAnswers:
         p = self._fitted_params()
         target, size = positive("loss", loss, "nats per token"), positive("N", N, "parameters")
         rest = target - (p["N_c"] / size) ** p["alpha_N"] - p["E"]
-        with np.errstate(divide="ignore", invalid="ignore"):
+        with np.errstate(all="ignore"):
             return plain(np.where(rest > 0, p["S_c"] * np.maximum(rest, 1e-300) ** (-1 / p["alpha_S"]), np.inf))
 
     def steps_to(self, loss: Any, N: Any, B: Any) -> Any:

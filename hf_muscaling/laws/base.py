@@ -10,8 +10,8 @@ from __future__ import annotations
 import inspect
 import os
 import warnings
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping
+from functools import cache
 from itertools import takewhile
 from typing import Any, ClassVar
 
@@ -20,6 +20,7 @@ import numpy as np
 from ..errors import ConfigurationError, FitError
 from . import answers, store
 from .fitting import check_objective
+from .prediction import Evaluation, Prediction
 from .selection import WINDOW, check_window, select
 from .table import MEANING, _columns, read_table, run_labels
 
@@ -42,58 +43,12 @@ class ExtrapolationWarning(UserWarning):
     """A prediction lies far outside the fitted range."""
 
 
-@dataclass(frozen=True)
-class Prediction:
-    """A predicted loss and its interval, in nats per token; scalars or arrays, as the variables were given.
-
-    `low` and `high` bound the measured loss of one new run at confidence `level`. `extrapolation` says how many times
-    beyond the largest fitted value the point lies (below 1: inside); with several variables it is the largest of the
-    factors in `beyond`.
-    """
-
-    loss: float | np.ndarray
-    low: float | np.ndarray
-    high: float | np.ndarray
-    level: float
-    extrapolation: float | np.ndarray
-    beyond: Mapping[str, float | np.ndarray] = field(default_factory=dict)
-    at: Mapping[str, float | np.ndarray] = field(default_factory=dict)
-
-    def __str__(self) -> str:
-        shape = np.broadcast_shapes(np.shape(self.loss), *(np.shape(v) for v in self.at.values()))
-        lines = []
-        for i in np.ndindex(*shape):
-
-            def pick(value: float | np.ndarray, i: tuple[int, ...] = i) -> float:
-                return float(np.broadcast_to(value, shape)[i])
-
-            place = ", ".join(f"{name} = {pick(value):.4g}" for name, value in self.at.items())
-            far = ", ".join(f"{pick(value):.3g} × the largest fitted {name}" for name, value in self.beyond.items())
-            lines.append(
-                f"{place}: loss {pick(self.loss):.4f} nats per token, {100 * self.level:g} % interval "
-                f"[{pick(self.low):.4f}, {pick(self.high):.4f}], {far}"
-            )
-        return "\n".join(lines)
-
-
-@dataclass(frozen=True)
-class Evaluation:
-    """How a law did on runs: `are` mean |L_fit - L| / L, `errors` signed per row, `coverage` the share inside the
-    interval.
-    """
-
-    are: float
-    coverage: float
-    level: float
-    errors: np.ndarray
-    prediction: Prediction
-
-    def __str__(self) -> str:
-        n, worst = len(self.errors), float(np.max(np.abs(self.errors)))
-        return (
-            f"ARE {100 * self.are:.2f} % over {n} run{'s' * (n > 1)} (worst {100 * worst:.2f} %), "
-            f"{100 * self.coverage:.0f} % inside the {100 * self.level:g} % interval"
-        )
+@cache
+def _arguments(law: Callable[..., Any]) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """Variables and parameters of a law, from the signature of its loss function."""
+    names = tuple(inspect.signature(law).parameters)
+    variables = tuple(takewhile(VARIABLES.__contains__, names))
+    return variables, names[len(variables) :]
 
 
 class ScalingLaw:
@@ -148,7 +103,7 @@ class ScalingLaw:
     @property
     def variables(self) -> tuple[str, ...]:
         """Names of the variables of `loss`, as `predict` takes them: its leading arguments named in `VARIABLES`."""
-        return tuple(takewhile(VARIABLES.__contains__, inspect.signature(self.loss).parameters))
+        return _arguments(type(self).loss)[0]
 
     @property
     def parameters(self) -> tuple[str, ...]:
@@ -158,8 +113,7 @@ class ScalingLaw:
     @classmethod
     def parameters_of(cls) -> tuple[str, ...]:
         """Names of the parameters of every fit of this law."""
-        names = tuple(inspect.signature(cls.loss).parameters)
-        return names[len(tuple(takewhile(VARIABLES.__contains__, names))) :]
+        return _arguments(cls.loss)[1]
 
     @property
     def columns(self) -> dict[str, str]:

@@ -148,6 +148,6 @@ def _law(name: str) -> Any:
     return found.get(name)
 
 
-def _all(cls: type) -> list[type]:
+def _all(cls: type[RegressionLaw]) -> list[type[RegressionLaw]]:
     children = [grand for child in cls.__subclasses__() for grand in _all(child)]
     return ([cls] if getattr(cls, "equation", "") else []) + children

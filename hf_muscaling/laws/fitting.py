@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import cached_property
 
 import numpy as np
 from scipy.optimize import minimize as simplex
@@ -93,16 +94,50 @@ class Problem:
     def _derivatives(
         self, theta: np.ndarray, delta: float | None, weight: np.ndarray
     ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """The same without the penalty, for a sum of power laws."""
+        """The same without the penalty, for a sum of power laws.
+
+        With shares s_k of the terms and r the objective's derivatives per row, the Hessian's block (k, l) is
+        `sum_n (r2 - r1) s_k s_l x_k x_lᵀ`, plus `sum_n r1 s_k x_k x_kᵀ` on the diagonal: products of rows (m, n) with
+        the few columns x_k x_l, the same for every regression.
+        """
         log, share = _log_loss(self, theta)
-        v = np.empty((len(theta), theta.shape[1], len(self.loss)))
-        for j, k in enumerate(self.term):
-            np.multiply(share[k], self.x[:, j], out=v[:, j])
         value, first, outer = pull(log, self.loss, delta, weight)
-        pulled = v * first[:, None]
-        same = self.term[:, None] == self.term
-        hessian = (v * (outer - first)[:, None]) @ v.transpose(0, 2, 1) + (pulled @ self.x) * same
-        return value, pulled.sum(2), hessian
+        outer -= first
+        m, p = theta.shape
+        gradient, hessian = np.empty((m, p)), np.empty((m, p, p))
+        for k, (own, x, squares) in enumerate(self._blocks):
+            pulled = share[k] * first
+            gradient[:, own] = pulled @ x
+            weighted = share[k] * outer
+            for other, (columns, _, _) in enumerate(self._blocks[: k + 1]):
+                features = squares[other]
+                block = (weighted * share[other]) @ features
+                if other == k:
+                    block += pulled @ features
+                block = block.reshape(m, x.shape[1], -1)
+                hessian[:, own, columns] = block
+                if other != k:
+                    hessian[:, columns, own] = block.transpose(0, 2, 1)
+        return value, gradient, hessian
+
+    @cached_property
+    def _reach(self) -> np.ndarray:
+        """The largest size of each covariate."""
+        return np.abs(self.x).max(0)
+
+    @cached_property
+    def _blocks(self) -> list[tuple[slice, np.ndarray, list[np.ndarray]]]:
+        """For each term: its parameters, its covariates (n, a), and their products with those of every earlier term
+        (n, a·b); the parameters of a term are neighbours.
+        """
+        blocks: list[tuple[slice, np.ndarray, list[np.ndarray]]] = []
+        for k in range(int(self.term.max()) + 1):
+            own = np.flatnonzero(self.term == k)
+            x = self.x[:, own]
+            earlier = [*(block[1] for block in blocks), x]
+            products = [(x[:, :, None] * y[:, None, :]).reshape(len(x), -1) for y in earlier]
+            blocks.append((slice(int(own[0]), int(own[-1]) + 1), x, products))
+        return blocks
 
     def slopes(self, theta: np.ndarray) -> np.ndarray:
         """d log L / d theta (p, n) at one theta (p,)."""
@@ -148,12 +183,14 @@ def objective_value(objective: str, log_fit: np.ndarray, loss: np.ndarray, weigh
 
 def _log_loss(problem: Problem, theta: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """log L (m, n) and the share of each term (K, m, n)."""
-    terms = int(problem.term.max()) + 1
-    share = np.empty((terms, len(theta), len(problem.loss)))
-    for k in range(terms):
-        own = problem.term == k
-        np.matmul(theta[:, own], problem.x[:, own].T, out=share[k])
-    top = np.zeros(()) if share.min() > -300 and share.max() < 300 else share.max(0)
+    blocks = problem._blocks
+    share = np.empty((len(blocks), len(theta), len(problem.loss)))
+    reach = 0.0
+    for k, (own, x, _) in enumerate(blocks):
+        part = theta[:, own]
+        np.matmul(part, x.T, out=share[k])
+        reach = max(reach, float(np.abs(part).max(0) @ problem._reach[own]))
+    top = np.zeros(()) if reach < 300 else share.max(0)
     if top.ndim:
         share -= top
     np.exp(share, out=share)
@@ -172,15 +209,17 @@ def pull(
         first = 2 * r * fit * weight
         return (r * r * weight).sum(-1), first, 2 * fit * fit * weight + first
     r = log - np.log(loss)
-    clipped = np.clip(r, -delta, delta)
-    return (clipped * (r - 0.5 * clipped) * weight).sum(-1), clipped * weight, (clipped == r) * weight
+    clipped = np.minimum(np.maximum(r, -delta), delta)
+    first = clipped * weight
+    return np.einsum("mn,mn->m", first, r - 0.5 * clipped), first, (clipped == r) * weight
 
 
 def _step(h: np.ndarray, g: np.ndarray, damping: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Newton's step and the decrease it promises; on |h| for the rows where h points uphill."""
-    eye = np.eye(g.shape[1])
+    damped = h.copy()
+    damped.reshape(len(h), -1)[:, :: h.shape[1] + 1] += damping[:, None]
     try:
-        step = -np.linalg.solve(h + damping[:, None, None] * eye, g[..., None])[..., 0]
+        step = -np.linalg.solve(damped, g[..., None])[..., 0]
         promised = -0.5 * (step * g).sum(1)
     except np.linalg.LinAlgError:
         step, promised = np.zeros_like(g), np.full(len(g), -1.0)
@@ -211,18 +250,20 @@ def newton(
     p = theta.shape[1]
     free = np.ones(p, bool) if free is None else free
     damping = np.full(len(theta), 1e-3)
+    held_curvature = np.eye(p)
     value, gradient, hessian = problem.derivatives(theta, delta, np.arange(len(theta)))
     live = np.arange(len(theta))
     for _ in range(steps):
         g, h, t = gradient[live], hessian[live], theta[live]
         held = ~free | ((t <= problem.low) & (g > 0)) | ((t >= problem.high) & (g < 0))
-        g = np.where(held, 0.0, g)
-        h = np.where(held[:, :, None] | held[:, None, :], np.eye(p) * 1.0, h)
-        scale = np.abs(np.einsum("mii->mi", h))
+        if held.any():
+            g = np.where(held, 0.0, g)
+            h = np.where(held[:, :, None] | held[:, None, :], held_curvature, h)
+        scale = np.abs(h.diagonal(axis1=1, axis2=2))
         scale = np.sqrt(np.maximum(scale, 1e-20 * scale.max(1, keepdims=True) + 1e-60))
         step, promised = _step(h / (scale[:, :, None] * scale[:, None, :]), g / scale, damping[live])
-        step /= scale
-        tried = np.clip(t + np.clip(step, -3, 3), problem.low, problem.high)
+        step = np.minimum(np.maximum(step / scale, -3), 3)
+        tried = np.minimum(np.maximum(t + step, problem.low), problem.high)
         new, new_gradient, new_hessian = problem.derivatives(tried, delta, live)
         better = new < value[live]
         kept = live[better]
@@ -245,8 +286,10 @@ def minimise(
     `lowering` approaches the objective through wider Huber widths; `polish` ends with a simplex search, for kinks.
     """
     theta = starts
-    for delta in (*_PROFILE[objective], *_POLISH[objective]) if lowering else _POLISH[objective]:
-        theta = newton(problem, theta, delta, tolerance=1e-14 if delta == _POLISH[objective][-1] else 1e-4)
+    *wide, last = dict.fromkeys((*_PROFILE[objective], *_POLISH[objective]) if lowering else _POLISH[objective])
+    for delta in wide:
+        theta = distinct(newton(problem, theta, delta, tolerance=1e-3))
+    theta = newton(problem, theta, last)
     theta = np.concatenate([starts, theta])
     values = problem.value(theta, objective)
     best = int(np.nanargmin(values))
@@ -261,6 +304,15 @@ def minimise(
             if end.fun < values[best]:
                 theta[best], values[best] = np.clip(end.x, problem.low, problem.high), end.fun
     return theta[best], float(values[best])
+
+
+def distinct(theta: np.ndarray) -> np.ndarray:
+    """The rows that are not the end of the same descent as an earlier one."""
+    kept = theta[:1]
+    for row in theta[1:]:
+        if (np.abs(kept - row).max(1) > 1e-3).all():
+            kept = np.concatenate([kept, row[None]])
+    return kept
 
 
 def resampled(problem: Problem, theta: np.ndarray, objective: str, chunk: int = 96) -> np.ndarray:

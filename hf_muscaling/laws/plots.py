@@ -31,7 +31,8 @@ def plot(law: ScalingLaw, kind: str = "fit", level: float = 0.9, reach: float = 
         known = KINDS if hasattr(law, "critical_batch_size") else KINDS[:2]
         raise ConfigurationError(f"plot(kind={kind!r}) is not known for {type(law).__name__}: {', '.join(known)}.")
     law._check_fitted()
-    return {"fit": _fit, "residuals": _residuals, "contours": _contours}[kind](law, level, reach)
+    draw: Any = {"fit": _fit, "residuals": _residuals, "contours": _contours}[kind]
+    return draw(law, level, reach)
 
 
 def _axes(columns: int = 1) -> tuple[Figure, Any]:
@@ -96,7 +97,7 @@ def _residuals(law: ScalingLaw, level: float, reach: float) -> Figure:
     return figure
 
 
-def _contours(law: KaplanStepLaw, level: float, reach: float) -> Figure:  # type: ignore[misc]
+def _contours(law: KaplanStepLaw, level: float, reach: float) -> Figure:
     """Steps over tokens to each of several losses at the largest fitted size; the critical batch size crosses them."""
     figure, axes = _axes()
     size = law.range_["N"][1]

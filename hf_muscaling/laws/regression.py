@@ -23,7 +23,7 @@ import numpy as np
 
 from ..errors import ConfigurationError, FitError
 from .base import ScalingLaw
-from .fitting import DELTA, OBJECTIVES, Problem, minimise, newton, objective_value
+from .fitting import DELTA, OBJECTIVES, Problem, distinct, minimise, newton, objective_value
 from .selection import WINDOW, Columns, run_index
 
 FLOOR = 1e-3  #: log loss; two seeds of one run differ by about this much
@@ -98,6 +98,16 @@ class RegressionLaw(ScalingLaw):
         prior = {name: list(value) for name, value in self.prior.items()}
         return super().settings() | {"prior": prior, "fixed": dict(self.fixed)}
 
+    def summary(self) -> str:
+        """The fit in words, with the prior and what was held fixed."""
+        lines = [super().summary()]
+        if self.prior_:
+            prior = ", ".join(f"{name} {centre:.4g} ± {sd:.4g}" for name, (centre, sd) in self.prior_.items())
+            lines.append(f"  prior {prior}; a row weighs 1/(1 + log(C_max/C)²), C_max the largest compute")
+        if self.fixed:
+            lines.append("  fixed " + ", ".join(f"{name} = {value:.6g}" for name, value in self.fixed.items()))
+        return "\n".join(lines)
+
     @property
     def prior_(self) -> dict[str, tuple[float, float]]:
         """The prior in force: the law's own, what was given, less what is fixed."""
@@ -137,14 +147,14 @@ class RegressionLaw(ScalingLaw):
         """The prior's standard deviation in the coordinate of a letter."""
         return sd
 
-    def _first(self, columns: Columns) -> np.ndarray:
-        """Starts in the coordinates of `_build`."""
+    def _first(self, columns: Columns, problem: Problem, origin: Origin) -> np.ndarray:
+        """Starts in the coordinates of a problem of `_build`."""
         own = self._origin(columns)
-        plain = self._problem(columns, self._row_weights(columns), own)
-        problem, origin = self._build(columns)
-        starts = self._starts(plain)
-        if origin != own:
-            starts = self._internal(self._named(starts, own), origin)
+        if origin == own:
+            starts = self._starts(problem)
+        else:
+            plain = self._problem(columns, problem.weight, own)
+            starts = self._internal(self._named(self._starts(plain), own), origin)
         return np.clip(starts, problem.low, problem.high)
 
     def _estimate(self, columns: Columns) -> tuple[dict[str, float], float]:
@@ -154,7 +164,7 @@ class RegressionLaw(ScalingLaw):
         """Parameters and objective, the law's form held as it is."""
         self._check_columns(columns)
         problem, origin = self._build(columns)
-        starts = self._first(columns)
+        starts = self._first(columns, problem, origin)
         if self.objective == "bayes":
             theta = posterior_mode(problem, starts)
         else:
@@ -225,9 +235,9 @@ class RegressionLaw(ScalingLaw):
     def _check_fixed(self, name: str, value: Any) -> float:
         self._known(name, "fixed")
         low, high = self.bounds.get(name, (0.0, np.inf))
-        if isinstance(value, (bool, str)) or not np.isscalar(value) or not low < float(value) < high:
+        if isinstance(value, bool) or not isinstance(value, (int, float, np.number)) or not low < float(value) < high:
             raise ConfigurationError(f"fixed[{name!r}] = {value!r} must be a number between {low:g} and {high:g}.")
-        return float(value)  # type: ignore[arg-type]
+        return float(value)
 
     def _check_prior(self, name: str, value: Any) -> tuple[float, float]:
         self._known(name, "prior")
@@ -270,18 +280,18 @@ def posterior_mode(problem: Problem, starts: np.ndarray) -> np.ndarray:
     prior = problem.precision if problem.precision is not None else np.zeros(starts.shape[1])
     bare = replace(problem, precision=None)
     theta, temperature = starts, _temperature(problem, bare.value(starts, "huber")).min()
-    for delta, tolerance in ((0.03, 1e-3), (0.005, 1e-3)):
+    for delta, tolerance in ((0.03, 1e-2), (0.005, 1e-2)):
         theta = newton(replace(problem, precision=prior * temperature), theta, delta, tolerance=tolerance)
+        theta = distinct(theta)
         temperature = _temperature(problem, bare.value(theta, "huber")).min()
-    theta = np.concatenate([theta, starts])
     last = np.inf
     for _ in range(ROUNDS):
-        theta = newton(replace(problem, precision=prior * temperature), theta, DELTA, tolerance=1e-13)
+        theta = newton(replace(problem, precision=prior * temperature), theta, DELTA, tolerance=1e-9)
         value = bare.value(theta, "huber")
         target = _negative_log_posterior(problem, theta, value)
         best = int(np.nanargmin(target))
         theta, temperature = theta[best][None], float(_temperature(problem, value[best]))
-        if not target[best] < last - 1e-11 * abs(last) and np.isfinite(last):
+        if not target[best] < last - 1e-9 * abs(last) and np.isfinite(last):
             break
         last = float(target[best])
     return theta[0]

@@ -201,6 +201,9 @@ def _missing(name: str, present: list[str]) -> str:
 
 def _warn_repeated(columns: dict[str, np.ndarray]) -> None:
     """Two identical rows are more often a copy than a coincidence; they would count as two runs."""
+    loss = columns.get("loss")
+    if loss is not None and len(np.unique(loss)) == len(loss):
+        return
     keys = [c.astype(str) if c.dtype == object else c for c in columns.values()]
     _, counts = np.unique(np.rec.fromarrays(keys), return_counts=True)
     if (counts > 1).any():

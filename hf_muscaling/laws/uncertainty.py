@@ -102,7 +102,7 @@ def _deviance(law: BootstrapLaw, name: str) -> Callable[[float], float]:
         clone._hold(law)
         problem, origin = clone._build(columns)
         start = np.clip(clone._internal(law.params_ | {name: value}, origin), problem.low, problem.high)
-        return problem, np.concatenate([start, clone._first(columns)])
+        return problem, np.concatenate([start, clone._first(columns, problem, origin)])
 
     def objective(value: float) -> float:
         problem, starts = held(value)
