@@ -181,7 +181,11 @@ def test_two_processes_train_the_same_series(tmp_path, architecture):
     series = {}
     for processes in (1, 2):
         config = tiny_experiment(tmp_path, output_dir=str(tmp_path / f"out{processes}"), **settings)
-        launch = ["torchrun", "--standalone", "--nproc_per_node", "2"] if processes == 2 else [sys.executable]
+        launch = (
+            [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
+            if processes == 2
+            else [sys.executable]
+        )
         done = subprocess.run([*launch, RECIPE, *flags(config)], env=environment, capture_output=True, text=True)
         assert done.returncode == 0, done.stderr[-3000:]
         assert done.stdout.count("Predicted loss") == 1
