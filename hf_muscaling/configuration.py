@@ -150,15 +150,15 @@ class ExperimentConfig:
         return pretraining_objective(self._config_class()())
 
     def _config_class(self) -> "type[PreTrainedConfig]":
-        from transformers.models.auto.configuration_auto import CONFIG_MAPPING
+        from hf_muscaling.models import MU_MODELS
 
-        import hf_muscaling.models  # noqa: F401  registers the μP variants
-
-        model_type = f"mu_{self.architecture}"
-        if model_type not in CONFIG_MAPPING:
-            ours = sorted(k.removeprefix("mu_") for k in CONFIG_MAPPING if k.startswith("mu_"))
-            raise ConfigurationError(f"architecture={self.architecture!r} is unknown; use one of {', '.join(ours)}.")
-        return CONFIG_MAPPING[model_type]
+        ours = {config.model_type.removeprefix("mu_"): config for config in MU_MODELS}
+        if self.architecture not in ours:
+            raise ConfigurationError(
+                f"architecture={self.architecture!r} is unknown; use one of {', '.join(sorted(ours))} (train_series "
+                "takes any converted config)."
+            )
+        return ours[self.architecture]
 
     def objective_options(self) -> dict[str, float]:
         """Return the settings of masked language modelling and span corruption."""
@@ -313,8 +313,8 @@ def parse_experiment(
         parser.set_defaults(**_coerced(read_experiment_file(given.config)))
     try:
         config, extra = parser.parse_args_into_dataclasses(rest, look_for_args_file=False)[:2]
-    except argparse.ArgumentError as error:
-        raise ConfigurationError(str(error)) from error
+    except (argparse.ArgumentError, ValueError) as error:  # transformers raises ValueError for flags it does not know
+        raise ConfigurationError(f"{error}") from error
     return config, extra
 
 

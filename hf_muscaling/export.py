@@ -31,6 +31,7 @@ from transformers import (
 from transformers import initialization as init
 
 from hf_muscaling import models
+from hf_muscaling.convert.auto import register_saved
 from hf_muscaling.errors import ConfigurationError
 from hf_muscaling.models.base import _matches
 from hf_muscaling.models.config import MuConfigMixin, stock_class
@@ -168,6 +169,7 @@ def _load(folder: Path) -> Any:
     if not (folder / "config.json").is_file():
         raise ConfigurationError(f"{folder} is not the folder of a saved model: it has no config.json; check the path.")
     try:
+        register_saved(folder)
         config = AutoConfig.from_pretrained(folder)
     except (ValueError, KeyError, OSError) as error:
         raise ConfigurationError(f"{folder}/config.json is not a config that can be read: {error}") from error
@@ -333,7 +335,10 @@ def _fold_multiplier(model: Any, stock: Any, name: str, module: nn.Module) -> No
     norm = getattr(model, "mu_last_norm", None)
     if norm is None:
         raise _unfoldable(
-            name, module, f"its weight is tied to the embedding, and {type(model).__name__}.mu_last_norm names no norm"
+            name,
+            module,
+            "its weight is tied to the embedding, which must not change, and no norm before it is known: train with "
+            f"tie_word_embeddings=False, or name the norm in a subclass ({type(model).__name__}.mu_last_norm)",
         )
     inputs = _probe(model.get_submodule(norm))
     expected = model.get_submodule(norm).forward(inputs) * multiplier

@@ -55,6 +55,10 @@ def train_series(
     >>> [run.N for run in series]
     [14432, 49344]
     """
+    if not hasattr(base, "at_width"):
+        raise ConfigurationError(
+            f"train_series needs a μP config, got {type(base).__name__}: build one with mu_config(config)."
+        )
     configs = [base.at_width(width) for width in widths]
     first = args.seed
     seeds = [first + k for k in range(seeds)] if isinstance(seeds, int) else list(seeds)

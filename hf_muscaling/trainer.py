@@ -71,7 +71,7 @@ class MuTrainer(Trainer):
         if self._token_loss and inner.mu_loss_type is None and self.compute_loss_func is None:
             # These classes take num_items_in_batch and ignore it, so that Trainer multiplies loss and gradient by
             # accumulation steps times processes.
-            self.compute_loss_func = token_mean_loss
+            self.compute_loss_func = next_token_mean_loss if inner.mu_next_token else token_mean_loss
         # The filter replaces a NaN by the mean of the losses before it, which would hide a divergence from the record.
         self.args.logging_nan_inf_filter = False
         # Otherwise each process would divide by its own number of targets, which differ under masking and padding.
@@ -317,6 +317,11 @@ def token_mean_loss(outputs: Any, labels: torch.Tensor, num_items_in_batch: torc
     )
     count = (labels != -100).sum() if num_items_in_batch is None else num_items_in_batch
     return total / (count.to(total.device) if torch.is_tensor(count) else count)
+
+
+def next_token_mean_loss(outputs: Any, labels: torch.Tensor, num_items_in_batch: torch.Tensor | int | None = None):
+    """Return `token_mean_loss` of each position's logits and the next position's label: for causal language models."""
+    return token_mean_loss({"logits": outputs["logits"][..., :-1, :]}, labels[..., 1:], num_items_in_batch)
 
 
 def _check_scheduler(args: TrainingArguments) -> None:

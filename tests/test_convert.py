@@ -16,6 +16,7 @@ from hf_muscaling import (
     MuAutoModelForSeq2SeqLM,
     MuLlamaForCausalLM,
     MuReadout,
+    MuTrainer,
     MuTrainingArguments,
     convert,
     coordinate_check,
@@ -560,3 +561,76 @@ def test_the_narrow_model_is_of_the_same_design():
     assert small.is_base and small.num_hidden_layers == 3 and small.head_dim == 32
     assert (small.hidden_size, small.num_key_value_heads, small.num_attention_heads) == (256, 2, 8)
     assert small.vocab_size == 512 and max(small.bos_token_id, small.eos_token_id) < 512
+
+
+CONFIGS = {
+    "Mistral": lambda: hf.MistralConfig(**GROUPED),
+    "Qwen2": lambda: hf.Qwen2Config(**GROUPED),
+    "GPTNeoX": lambda: hf.GPTNeoXConfig(**TINY, hidden_dropout=0.0, attention_dropout=0.0),
+    "OPT": lambda: hf.OPTConfig(**NO_FFN, ffn_dim=64, word_embed_proj_dim=32, dropout=0.0),
+    "Roberta": lambda: hf.RobertaConfig(**TINY, hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0),
+    "Bart": lambda: hf.BartConfig(**BART),
+}
+
+
+class TestLosses:
+    """MuTrainer reports the loss of the model's objective; without the shift a causal model would learn to copy."""
+
+    @pytest.mark.parametrize("name", CONFIGS)
+    def test_trainer_reports_what_the_model_computes(self, name, tmp_path):
+        config = mu_config(CONFIGS[name]())
+        model = build(config if name in ("Bart", "OPT") else config.replace(initializer_range=0.5))
+        generator = torch.Generator().manual_seed(0)
+        ids = torch.randint(3, 60, (8, 12), generator=generator)
+        labels = ids.roll(1, 0) if name == "Bart" else ids.clone()
+        if name == "Roberta":
+            labels[:, ::3] = -100
+        data = [{"input_ids": x, "labels": y} for x, y in zip(ids, labels, strict=True)]
+        with torch.no_grad():
+            expected = model.eval()(input_ids=ids, labels=labels).loss.item()
+            unshifted = nn.functional.cross_entropy(
+                model(input_ids=ids, **({"labels": labels} if name == "Bart" else {})).logits.flatten(0, 1),
+                labels.flatten(),
+            ).item()
+        causal = name not in ("Roberta", "Bart")
+        assert (abs(unshifted - expected) > 1e-3) is causal  # the two losses can be told apart
+        args = MuTrainingArguments(
+            output_dir=str(tmp_path), max_steps=1, per_device_train_batch_size=4, gradient_accumulation_steps=2,
+            per_device_eval_batch_size=3, logging_steps=1, use_cpu=True, report_to="none", disable_tqdm=True,
+            save_strategy="no",
+        )  # fmt: skip
+        trainer = MuTrainer(model, args, train_dataset=data, eval_dataset=data)
+        assert trainer.evaluate()["eval_loss"] == pytest.approx(expected, rel=1e-5)
+        trainer.train()
+        assert trainer.curve[0]["loss"] == pytest.approx(expected, rel=1e-5)
+
+    def test_a_classifier_keeps_its_own_loss(self):
+        assert mu_variant(hf.MistralForSequenceClassification).mu_own_loss
+        assert not mu_variant(hf.MistralForCausalLM).mu_own_loss and mu_variant(hf.MistralForCausalLM).mu_next_token
+        assert not mu_variant(hf.RobertaForMaskedLM).mu_next_token
+
+
+def test_commands_know_a_saved_variant_in_a_fresh_process(tmp_path):
+    config = mu_config(hf.Qwen2Config(**GROUPED, tie_word_embeddings=False), base_width=16)
+    build(config).save_pretrained(tmp_path / "saved")
+    muscaling = [sys.executable, "-c", "import sys; from hf_muscaling.cli import main; sys.exit(main())"]
+    done = subprocess.run(
+        [*muscaling, "export", str(tmp_path / "saved"), "--output", str(tmp_path / "stock")],
+        capture_output=True, text=True,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert json.loads((tmp_path / "stock" / "config.json").read_text())["model_type"] == "qwen2"
+
+
+def test_likely_mistakes_are_named(tmp_path):
+    stock = hf.MistralConfig(**GROUPED)
+    with pytest.raises(ConfigurationError, match=r"train_series needs a μP config, got MistralConfig: .*mu_config"):
+        train_series(stock, [32, 64], None, None)
+    with pytest.raises(
+        ConfigurationError, match="takes a model class of transformers, got MistralConfig; see mu_config"
+    ):
+        mu_variant(stock)
+    with pytest.raises(ConfigurationError, match="MuAdamW takes the μP model itself, got generator|takes the μP model"):
+        MuAdamW(nn.Linear(2, 2).parameters())
+    with pytest.raises(ConfigurationError, match="coordinate_check needs a μP config, got .*pass model.config"):
+        coordinate_check(build(mu_config(stock)))

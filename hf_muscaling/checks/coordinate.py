@@ -111,9 +111,10 @@ def coordinate_check(
 def _checked(config: Any, widths: Sequence[int] | None, **counts: int) -> tuple[Any, list[int]]:
     if not hasattr(config, "at_width"):
         name = type(config).__name__
-        raise ConfigurationError(
-            f"coordinate_check needs a μP config, got {name}: build Mu{name}.from_stock(config, base_width=…)."
+        remedy = (
+            "pass model.config" if isinstance(config, nn.Module) else "build one with mu_config(config, base_width=…)"
         )
+        raise ConfigurationError(f"coordinate_check needs a μP config, got {name}: {remedy}.")
     for name, value in counts.items():
         if isinstance(value, bool) or not isinstance(value, int) or value < 1:
             raise ConfigurationError(f"{name} must be a positive whole number, got {value!r}.")

@@ -27,6 +27,10 @@ def run(arguments: Sequence[str] | None) -> int:
     parser.add_argument("--plot", metavar="FILE", help="write a PNG")
     parser.add_argument("--json", metavar="FILE", help="write all measurements; '-' prints them instead of the table")
     flags = parser.parse_args(arguments)
+    if flags.depths and flags.widths:
+        raise ConfigurationError("Give --widths or --depths, not both: one check changes one of them.")
+    for path, suffix in ((flags.plot, ".png"), (flags.json if flags.json != "-" else None, ".json")):
+        check_output(path, suffix)
     config = read_mu_config(flags.config)
 
     from hf_muscaling import coordinate_check, depth_check
@@ -35,27 +39,42 @@ def run(arguments: Sequence[str] | None) -> int:
     check: Any
     if flags.depths:
         if config.depth_parametrization == "none":
-            config = config.replace(depth_parametrization="completep")
+            raise ConfigurationError(
+                f"{flags.config} has depth_parametrization='none', under which nothing follows the depth: set it to "
+                "'completep' (in an experiment's YAML: model_fields: {depth_parametrization: completep})."
+            )
         check = depth_check(config, flags.depths, steps=flags.judged_step, tolerance=flags.tolerance, **common)
     else:
         check = coordinate_check(
             config,
             flags.widths,
             steps=flags.steps,
-            judged_step=flags.judged_step,
+            judged_step=min(flags.judged_step, flags.steps),
             tolerance=flags.tolerance,
             tolerance_initial=flags.tolerance,
             **common,
         )
-    if flags.plot:
-        check.plot(flags.plot)
     if flags.json == "-":
         print(json.dumps(check.to_dict(), allow_nan=False))
     else:
         print(check)
         if flags.json:
             check.to_json(flags.json)
+    if flags.plot:
+        check.plot(flags.plot)
     return 0 if check.passed else 1
+
+
+def check_output(path: str | None, suffix: str) -> None:
+    """Make sure that a result can be written, before it is computed. Raises ConfigurationError."""
+    if path is None:
+        return
+    if Path(path).suffix != suffix:
+        raise ConfigurationError(f"{path} must end in {suffix}.")
+    try:
+        Path(path).parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ConfigurationError(f"{path} cannot be written: {error.strerror}; choose another folder.") from error
 
 
 def read_mu_config(path: str) -> Any:
@@ -66,6 +85,7 @@ def read_mu_config(path: str) -> Any:
     from transformers import AutoConfig
 
     import hf_muscaling.models  # noqa: F401  registers the μP variants
+    from hf_muscaling.convert.auto import register_saved
 
     if path.endswith((".yaml", ".yml")):
         from hf_muscaling.configuration import parse_experiment
@@ -74,6 +94,7 @@ def read_mu_config(path: str) -> Any:
     if not Path(path).exists():
         raise ConfigurationError(f"{path} does not exist; give an experiment's YAML, a model folder or a config.json.")
     try:
+        register_saved(path, local_files_only=True)
         return AutoConfig.from_pretrained(path, local_files_only=True)
     except (OSError, ValueError, TypeError) as error:
         raise ConfigurationError(f"{path} holds no model config: {error}") from error

@@ -77,6 +77,17 @@ class _MuAutoModel:
         return cls.auto_class.from_pretrained(folder, trust_remote_code=False, **kwargs)
 
 
+def register_saved(folder: str | os.PathLike[str], **options: Any) -> None:
+    """Make the Auto classes know the derived variant that a folder or repository holds, if it holds one.
+
+    Raises ConfigurationError for a `mu_…` model of an architecture that this transformers lacks; leaves others alone.
+    """
+    fields, _ = PreTrainedConfig.get_config_dict(folder, **options)
+    model_type = fields.get("model_type") if isinstance(fields, dict) else None
+    if isinstance(model_type, str) and model_type.startswith(_PREFIX):
+        register_model_type(model_type, str(folder))
+
+
 def register_model_type(model_type: Any, where: str) -> None:
     """Make the Auto classes know a `mu_…` model type. Raises ConfigurationError for any other."""
     if not isinstance(model_type, str) or not model_type.startswith(_PREFIX):

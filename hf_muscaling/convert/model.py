@@ -8,7 +8,14 @@ from typing import Any, ClassVar
 
 import torch
 import transformers
-from transformers import AutoConfig, PreTrainedConfig, PreTrainedModel
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoModelForMaskedLM,
+    AutoModelForSeq2SeqLM,
+    PreTrainedConfig,
+    PreTrainedModel,
+)
 
 import hf_muscaling.models as named_models
 from hf_muscaling.convert.config import CONVERT, DerivedConfigMixin, mu_config_class, refuse_unsure_config
@@ -171,9 +178,11 @@ def mu_variant(model_class: Any, plan: Mapping[str, str] | None = None) -> Any:
     Raises ConfigurationError for a class that is no text model of transformers. A design that the derivation is not
     sure of is refused when a model is built, with every doubtful parameter and the line to add.
     """
-    if isinstance(model_class, type) and issubclass(model_class, MuModelMixin):
-        variant: Any = model_class
-    else:
+    variant: Any = model_class
+    if not isinstance(model_class, type):
+        name = type(model_class).__name__
+        raise ConfigurationError(f"mu_variant takes a model class of transformers, got {name}; see mu_config.")
+    if not issubclass(variant, MuModelMixin):
         variant = _variant(model_class)
     if plan and not issubclass(variant, DerivedModelMixin):
         raise ConfigurationError(f"{variant.__name__} has a plan of its own (mu_plan); it takes no additions.")
@@ -199,8 +208,14 @@ def _variant(model_class: Any) -> Any:
         )
     if model_class.main_input_name != "input_ids":
         raise ConfigurationError(f"{name} reads {model_class.main_input_name}: only text models can be converted.")
+    causal, masked, seq2seq = (
+        stock_model_class(auto, model_class.config_class) is model_class
+        for auto in (AutoModelForCausalLM, AutoModelForMaskedLM, AutoModelForSeq2SeqLM)
+    )
     namespace = {
         "config_class": mu_config_class(model_class.config_class),
+        "mu_next_token": causal,
+        "mu_own_loss": not (causal or masked or seq2seq),
         "__module__": CONVERT,
         "__doc__": f"`{name}` under the parametrisation of its config, derived by `hf_muscaling.mu_variant`.",
     }

@@ -1,5 +1,7 @@
 """μP variants of transformers' models; importing this package registers them with the Auto classes."""
 
+from typing import Any
+
 import transformers
 from transformers import AutoConfig
 
@@ -38,7 +40,7 @@ from hf_muscaling.models.t5 import (
     MuT5Model,
 )
 
-MU_MODELS = {
+MU_MODELS: dict[Any, dict[str, Any]] = {
     MuGPT2Config: {
         "AutoModel": MuGPT2Model,
         "AutoModelForCausalLM": MuGPT2LMHeadModel,

@@ -17,7 +17,7 @@ from transformers import initialization as init
 from transformers.pytorch_utils import Conv1D
 
 from hf_muscaling.errors import ConfigurationError
-from hf_muscaling.models.config import stock_class
+from hf_muscaling.models.config import MuConfigMixin, stock_class
 from hf_muscaling.models.multipliers import MuReadout, branch_layer
 from hf_muscaling.parametrization import (
     DEPTH_PARAMETRIZATIONS,
@@ -62,6 +62,17 @@ class MuModelMixin:
     mu_loss_type: ClassVar[str | None] = None
     mu_own_loss: ClassVar[bool] = False
     """Whether the class's loss is its own affair (a classifier's, or two heads' at once), no mean over tokens."""
+    mu_next_token: ClassVar[bool] = False
+    """Whether labels are the inputs and the loss shifts them; told for causal classes without a `mu_loss_type`."""
+
+    def __init__(self, config: Any, *args: Any, **kwargs: Any):
+        if not isinstance(config, MuConfigMixin):
+            wanted = self.config_class.__name__
+            raise ConfigurationError(
+                f"{type(self).__name__} takes a {wanted}, got {type(config).__name__}; build one with "
+                f"{wanted}.from_stock(config, base_width=…)."
+            )
+        super().__init__(config, *args, **kwargs)  # type: ignore[call-arg]
 
     @classmethod
     def is_custom_code(cls) -> bool:
@@ -74,9 +85,9 @@ class MuModelMixin:
 
     def post_init(self) -> None:
         """Put the multipliers in place, then let transformers initialise and tie as usual."""
-        if self.mu_loss_type is not None:
+        if self.mu_loss_type is not None or self.mu_next_token:
             # GPT-2's class name names no loss, so Trainer would divide by T targets a block instead of T - 1.
-            self.loss_type = self.mu_loss_type
+            self.loss_type = self.mu_loss_type or "ForCausalLM"
         self.config.validate_mu()
         self._install_readouts()
         self._install_branches()
@@ -263,6 +274,8 @@ def require_mu_model(model: Any, what: str) -> "PreTrainedModel":
     inner = getattr(inner, "_orig_mod", inner)
     if not hasattr(inner, "mu_table"):
         name = type(inner).__name__
+        if not isinstance(inner, nn.Module):
+            raise ConfigurationError(f"{what} takes the μP model itself, got {name}.")
         raise ConfigurationError(
             f"{what} needs a μP model, got {name}: use its μP variant Mu{name} with "
             f"Mu{name}.config_class.from_stock(config, base_width=…), or transformers' own Trainer and optimizers."

@@ -35,6 +35,11 @@ class MuConfigMixin:
     def validate_mu(self) -> None:
         """Refuse an impossible combination of μP settings. Raises ConfigurationError."""
         name = type(self).__name__
+        if "base_width" in vars(self):  # transformers keeps any keyword, and this one is the likeliest mistake
+            raise ConfigurationError(
+                f"{name} has no field base_width: a config without mup_base is the base itself. Build it at the base "
+                f"width and call at_width(width), or use {name}.from_stock(config, base_width=…)."
+            )
         if self.parametrization not in PARAMETRIZATIONS:
             raise ConfigurationError(
                 f"{name}: parametrization={self.parametrization!r} is unknown; use one of {sorted(PARAMETRIZATIONS)}."
@@ -65,6 +70,20 @@ class MuConfigMixin:
                     f"{name}: mup_base must give a positive whole number for each of {sorted(expected)}, got "
                     f"{self.mup_base!r}; build it with base.at_width(width) rather than by hand."
                 )
+
+    @classmethod
+    def from_dict(cls, config_dict: dict[str, Any], **kwargs: Any):
+        """Read a config; that of another model type is a ConfigurationError, where transformers warns and goes on.
+
+        Weights trained under the standard parametrisation are not μP's: they would be taken for a base model.
+        """
+        found = config_dict.get("model_type")
+        if found not in (None, cls.model_type):
+            raise ConfigurationError(
+                f"{cls.__name__} reads a {cls.model_type!r} model, and this is a {found!r} one; load it with its own "
+                "class, or build a fresh μP model with from_stock(config, base_width=…)."
+            )
+        return super().from_dict(config_dict, **kwargs)
 
     @property
     def head_size(self) -> int:

@@ -299,5 +299,5 @@ class TestRefusals:
             coordinate_check(llama.base(), model_class=lambda config: pytest.fail("built"), **(QUICK | settings))
 
     def test_stock_configs(self, llama):
-        with pytest.raises(ConfigurationError, match=r"needs a μP config, got LlamaConfig: build MuLlamaConfig\.from"):
+        with pytest.raises(ConfigurationError, match=r"needs a μP config, got LlamaConfig: build one with mu_config"):
             coordinate_check(llama.base().to_stock_config(), WIDTHS)

@@ -95,6 +95,19 @@ class TestConfig:
         v11 = T5Config(tie_word_embeddings=False)  # transformers ties it back and drops the decoder's 1/√d
         assert MuT5Config.from_stock(v11).scale_decoder_outputs is False
 
+    def test_a_stock_config_or_model_is_refused_with_the_way_to_go(self, architecture, tmp_path):
+        stock = architecture.base().to_stock_config()
+        name = type(stock).__name__
+        with pytest.raises(ConfigurationError, match=rf"takes a Mu{name}, got {name}; .*Mu{name}\.from_stock"):
+            architecture.model_class(stock)
+        architecture.stock(architecture.base()).save_pretrained(tmp_path)
+        with pytest.raises(ConfigurationError, match=f"reads a 'mu_{architecture.name}' model, and this is a"):
+            architecture.model_class.from_pretrained(tmp_path)
+
+    def test_base_width_is_no_field(self, architecture):
+        with pytest.raises(ConfigurationError, match="has no field base_width: .*from_stock"):
+            architecture.config_class(base_width=16)
+
     def test_unknown_fields_and_settings_are_refused(self, architecture):
         base = architecture.base()
         with pytest.raises(ConfigurationError, match="depth_parametrization='mup' is unknown"):
