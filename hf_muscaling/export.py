@@ -82,6 +82,8 @@ def to_standard(model: Any) -> PreTrainedModel:
         _fold_attention(model, stock)
         for name, module in _with_multiplier(model, stock):
             _fold_multiplier(model, stock, name, module)
+    if hasattr(model, "require_exportable") and model.device.type != "meta":
+        _require_equal(model, stock)  # a derived class: nobody has read its forward
     return stock
 
 
@@ -150,12 +152,7 @@ def export_folder(folder: str | Path, output: str | Path, format: Format = "stan
         raise ConfigurationError(f"The output {output} exists and is not an empty folder; name a new one.")
     model = _load(folder)
     exported = to_granite(model) if format == "granite" else to_standard(model)
-    difference, scale = _output_difference(model, exported)
-    if not difference <= torch.finfo(model.dtype).eps ** 0.5 * scale:
-        raise ConfigurationError(
-            f"The exported {type(exported).__name__} differs from {type(model).__name__} by {difference:.2g} "
-            f"(outputs up to {scale:.2g}), so nothing was written: the μP class computes what folding cannot express."
-        )
+    difference = _require_equal(model, exported)
     exported.save_pretrained(output)
     for pattern in TOKENIZER_FILES:
         for file in sorted(folder.glob(pattern)):
@@ -191,17 +188,27 @@ def _load(folder: Path) -> Any:
     return model.eval()
 
 
+def _require_equal(model: Any, exported: Any) -> float:
+    """Return the largest difference of the outputs. Raises ConfigurationError if it is more than rounding."""
+    difference, scale = _output_difference(model, exported)
+    if not difference <= torch.finfo(model.dtype).eps ** 0.5 * scale:
+        raise ConfigurationError(
+            f"The exported {type(exported).__name__} differs from {type(model).__name__} by {difference:.2g} "
+            f"(outputs up to {scale:.2g}), so nothing was written: the μP class computes what folding cannot express."
+        )
+    return difference
+
+
 @torch.no_grad()
 def _output_difference(model: Any, exported: Any) -> tuple[float, float]:
     """Return the largest difference between the two models' outputs on random tokens, and the largest output."""
     draw = torch.Generator().manual_seed(0)
     ids = torch.randint(0, model.config.vocab_size, (2, 16), generator=draw).to(model.device)
     inputs = {"input_ids": ids} | ({"decoder_input_ids": ids} if model.config.is_encoder_decoder else {})
-    pairs = [
-        (a, b)
-        for a, b in zip(model(**inputs).to_tuple(), exported(**inputs).to_tuple(), strict=True)
-        if isinstance(a, torch.Tensor)
-    ]
+    training = model.training
+    outputs = [m.eval()(**inputs).to_tuple() for m in (model, exported)]  # dropout would make any two differ
+    model.train(training), exported.train(training)
+    pairs = [(a, b) for a, b in zip(*outputs, strict=True) if isinstance(a, torch.Tensor)]
     return max((a - b).abs().max().item() for a, b in pairs), max(a.abs().max().item() for a, _ in pairs)
 
 

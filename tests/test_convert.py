@@ -488,10 +488,36 @@ class TestExport:
     """What plain transformers can run."""
 
     def test_untied_variants_fold(self, tokens):
-        model = build(mu_config(hf.MistralConfig(**GROUPED)).at_width(128)).eval()
+        model = build(mu_config(hf.MistralConfig(**GROUPED, attention_dropout=0.5)).at_width(128)).train()
         stock = model.to_standard()
+        assert stock.training and model.training
         assert type(stock) is hf.MistralForCausalLM and not hasattr(stock.config, "mu_plan")
         torch.testing.assert_close(logits(stock, tokens), logits(model, tokens), atol=1e-5, rtol=1e-5)
+
+    @pytest.mark.parametrize(
+        "name, norm",
+        [("OPT", "model.decoder.final_layer_norm"), ("Qwen2", "model.norm"), ("Roberta", "lm_head.layer_norm")],
+    )
+    def test_tied_variants_fold_into_the_norm_that_the_readout_reads(self, name, norm, tokens):
+        config = mu_config(CONFIGS[name](), output_multiplier=3.0).replace(tie_word_embeddings=True)
+        model = build(config.at_width(64)).eval()
+        assert model.mu_last_norm == norm
+        stock = model.to_standard()
+        head = stock.get_output_embeddings()
+        assert head.weight is stock.get_input_embeddings().weight and type(head) is nn.Linear
+        torch.testing.assert_close(logits(stock, tokens), logits(model, tokens), atol=1e-5, rtol=1e-5)
+
+    def test_a_tied_readout_behind_a_projection_is_refused(self):
+        from hf_muscaling.convert.probe import last_norm
+
+        config = mu_config(
+            hf.OPTConfig(**NO_FFN, ffn_dim=64, word_embed_proj_dim=16), plan={"word_embed_proj_dim": "infinite"}
+        )
+        assert last_norm(type(build(config)), config) is None
+        with pytest.raises(
+            ConfigurationError, match="no norm before it is known: train with tie_word_embeddings=False"
+        ):
+            build(config.at_width(64)).to_standard()
 
     def test_held_multipliers_do_not(self):
         base = mu_config(hf.GemmaConfig(**GROUPED, head_dim=8, tie_word_embeddings=False))

@@ -19,7 +19,7 @@ from transformers import (
 
 import hf_muscaling.models as named_models
 from hf_muscaling.convert.config import CONVERT, DerivedConfigMixin, mu_config_class, refuse_unsure_config
-from hf_muscaling.convert.probe import stock_init_exponents
+from hf_muscaling.convert.probe import last_norm, stock_init_exponents
 from hf_muscaling.convert.roles import Derivation, collapse, derive
 from hf_muscaling.errors import ConfigurationError
 from hf_muscaling.models.base import MuModelMixin
@@ -119,6 +119,11 @@ class DerivedModelMixin(MuModelMixin):
             if isinstance(twin, torch.Tensor) and not twin.is_meta:  # Gemma keeps a copy of the float in a buffer
                 with torch.no_grad():
                     twin.fill_(value)
+
+    @property
+    def mu_last_norm(self) -> str | None:
+        """Return the norm that a tied readout's multiplier folds into; None if the readout does not read one."""
+        return last_norm(type(self), self.config)
 
     def require_exportable(self) -> None:
         """Refuse to fold a multiplier that the stock class derives from the width and μP holds at its base value."""

@@ -99,6 +99,30 @@ def verify_variant(model_class: Any, config: Any) -> None:
     _verified.add(key)
 
 
+def last_norm(model_class: Any, config: Any) -> str | None:
+    """Return the name of the norm whose very output the readout reads, None if something lies between them.
+
+    Found by running a narrow model of the design; a slice of the norm's output over all positions counts as it.
+    """
+    with _undisturbed(), torch.no_grad():
+        model = _build(model_class, narrow_base(config))
+        seen: dict[tuple[int, torch.Size], str] = {}
+        kept, found = [], []  # outputs stay alive, lest an address be used again
+        for name, module in model.named_modules():
+            weight = getattr(module, "weight", None)
+            if isinstance(weight, nn.Parameter) and weight.dim() == 1:
+
+                def remember(_module: nn.Module, _inputs: Any, output: torch.Tensor, name: str = name) -> None:
+                    kept.append(output)
+                    seen[output.data_ptr(), output.shape] = name
+
+                module.register_forward_hook(remember)
+        head = model.get_output_embeddings()
+        head.register_forward_pre_hook(lambda _m, given: found.append(seen.get((given[0].data_ptr(), given[0].shape))))
+        model(**_inputs(model.config))
+    return found[0] if found else None
+
+
 def _inputs(config: Any) -> dict[str, torch.Tensor]:
     generator = torch.Generator().manual_seed(0)
     length = min(16, (getattr(config, "max_position_embeddings", None) or 18) - 2)
