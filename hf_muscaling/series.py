@@ -7,6 +7,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from filelock import FileLock, Timeout
 from transformers import PreTrainedConfig, TrainingArguments
 
@@ -111,6 +112,7 @@ def run_jobs(
     jobs = list(jobs)
     if not jobs:
         return []
+    _check_vocabulary(jobs, train_dataset)
     folder = writable_folder(output_dir)
     length = getattr(train_dataset, "block_size", None) or len(train_dataset[0]["input_ids"])
     costs = [job.cost(length * _batch_size(job.args)) for job in jobs]
@@ -127,6 +129,21 @@ def run_jobs(
     if not isinstance(progress, SeriesProgress):
         bar.close()
     return runs
+
+
+def _check_vocabulary(jobs: Sequence[Job], dataset: Any) -> None:
+    """Refuse packed blocks whose tokens a model's vocabulary does not hold; looks at a few thousand blocks."""
+    blocks = getattr(dataset, "blocks", None)
+    blocks = getattr(blocks, "blocks", blocks)  # those under an objective
+    if not isinstance(blocks, np.ndarray) or not blocks.size:
+        return
+    highest = int(blocks[:: max(len(blocks) // 4096, 1)].max())
+    for job in jobs:
+        if job.config.vocab_size <= highest:
+            raise ConfigurationError(
+                f"The model's vocab_size={job.config.vocab_size} does not hold token {highest} of the training set; "
+                "set it to len(tokenizer)."
+            )
 
 
 def writable_folder(path: str | os.PathLike[str]) -> Path:

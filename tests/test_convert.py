@@ -5,6 +5,7 @@ import json
 import subprocess
 import sys
 
+import numpy as np
 import pytest
 import torch
 import transformers as hf
@@ -29,6 +30,7 @@ from hf_muscaling.convert.config import mu_config_class
 from hf_muscaling.convert.model import DerivedModelMixin
 from hf_muscaling.convert.probe import narrow_base, stock_init_exponents
 from hf_muscaling.convert.roles import derive
+from hf_muscaling.data import PackedBlocks
 from hf_muscaling.errors import ConfigurationError
 from hf_muscaling.models import MU_MODELS, pretraining_class
 from hf_muscaling.models.config import stock_class
@@ -652,6 +654,10 @@ def test_likely_mistakes_are_named(tmp_path):
     stock = hf.MistralConfig(**GROUPED)
     with pytest.raises(ConfigurationError, match=r"train_series needs a μP config, got MistralConfig: .*mu_config"):
         train_series(stock, [32, 64], None, None)
+    blocks = PackedBlocks(np.full((4, 8), 200, dtype=np.uint16))
+    args = MuTrainingArguments(output_dir=str(tmp_path), max_steps=1, use_cpu=True, report_to="none")
+    with pytest.raises(ConfigurationError, match="vocab_size=64 does not hold token 200 of the training set"):
+        train_series(mu_config(stock), [32, 64], args, blocks, progress=False)
     with pytest.raises(
         ConfigurationError, match="takes a model class of transformers, got MistralConfig; see mu_config"
     ):

@@ -88,7 +88,8 @@ class TransferCheck:
             if edge:
                 text += f" (or more: at width {', '.join(map(str, edge))} it is at the edge of the grid; extend it)"
             lines.append(f"{text}.")
-        verdict = "PASSED" if self.passed else "FAILED"
+        stays = self.moves_by() <= self.factor * (1 + 1e-9)
+        verdict = "PASSED" if self.passed else "UNDECIDED" if stays else "FAILED"  # at the edge of the grid
         return "\n".join([f"Learning-rate transfer of {self.model} {verdict} (factor {self.factor:g}).", *lines])
 
     def __str__(self) -> str:

@@ -66,6 +66,7 @@ class TestVerdict:
         """All widths best at the smallest rate would "move" by a factor of 1."""
         found = made(2**-9, 2**-9)
         assert found.moves_by() == 1 and not found.passed and "edge of the grid" in str(found)
+        assert "UNDECIDED" in found.headline()
 
     def test_a_width_that_always_diverged_fails(self):
         found = TransferCheck("M", {"mup": {64: bowl(2**-7), 128: dict.fromkeys(RATES, math.inf)}})
