@@ -13,6 +13,7 @@ from transformers import PreTrainedConfig, TrainingArguments
 
 from hf_muscaling.counting import count_parameters
 from hf_muscaling.errors import ConfigurationError, TrainingError
+from hf_muscaling.models.config import require_mu_config
 from hf_muscaling.progress import SeriesProgress, run_cost
 from hf_muscaling.runs import Run, Series
 from hf_muscaling.training import train_run
@@ -56,10 +57,7 @@ def train_series(
     >>> [run.N for run in series]
     [14432, 49344]
     """
-    if not hasattr(base, "at_width"):
-        raise ConfigurationError(
-            f"train_series needs a μP config, got {type(base).__name__}: build one with mu_config(config)."
-        )
+    require_mu_config(base, "train_series")
     configs = [base.at_width(width) for width in widths]
     first = args.seed
     seeds = [first + k for k in range(seeds)] if isinstance(seeds, int) else list(seeds)

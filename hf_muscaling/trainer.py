@@ -67,11 +67,11 @@ class MuTrainer(Trainer):
             require_mu_model(model, "MuTrainer")
         super().__init__(model, args, *positional, **kwargs)
         inner = require_mu_model(self.model, "MuTrainer")
-        self._token_loss = not inner.mu_own_loss
-        if self._token_loss and inner.mu_loss_type is None and self.compute_loss_func is None:
+        self._token_loss = inner.mu_objective is not None
+        if self._token_loss and not inner.mu_counts_targets and self.compute_loss_func is None:
             # These classes take num_items_in_batch and ignore it, so that Trainer multiplies loss and gradient by
             # accumulation steps times processes.
-            self.compute_loss_func = next_token_mean_loss if inner.mu_next_token else token_mean_loss
+            self.compute_loss_func = next_token_mean_loss if inner.mu_objective == "causal" else token_mean_loss
         # The filter replaces a NaN by the mean of the losses before it, which would hide a divergence from the record.
         self.args.logging_nan_inf_filter = False
         # Otherwise each process would divide by its own number of targets, which differ under masking and padding.

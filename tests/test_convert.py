@@ -633,9 +633,11 @@ class TestLosses:
         assert trainer.curve[0]["loss"] == pytest.approx(expected, rel=1e-5)
 
     def test_a_classifier_keeps_its_own_loss(self):
-        assert mu_variant(hf.MistralForSequenceClassification).mu_own_loss
-        assert not mu_variant(hf.MistralForCausalLM).mu_own_loss and mu_variant(hf.MistralForCausalLM).mu_next_token
-        assert not mu_variant(hf.RobertaForMaskedLM).mu_next_token
+        objectives = {
+            hf.MistralForSequenceClassification: None, hf.MistralForCausalLM: "causal",
+            hf.RobertaForMaskedLM: "masked", hf.BartForConditionalGeneration: "seq2seq",
+        }  # fmt: skip
+        assert {stock: mu_variant(stock).mu_objective for stock in objectives} == objectives
 
 
 def test_commands_know_a_saved_variant_in_a_fresh_process(tmp_path):

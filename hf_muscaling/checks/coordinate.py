@@ -17,6 +17,7 @@ from transformers import PreTrainedConfig
 from hf_muscaling.checks.coordinates import CoordinateCheck, Coordinates
 from hf_muscaling.errors import ConfigurationError
 from hf_muscaling.models.base import require_mu_model
+from hf_muscaling.models.config import require_mu_config
 from hf_muscaling.models.multipliers import MuReadout
 from hf_muscaling.models.pretraining import pretraining_class, pretraining_objective
 from hf_muscaling.optim import MuAdamW
@@ -109,12 +110,7 @@ def coordinate_check(
 
 
 def _checked(config: Any, widths: Sequence[int] | None, **counts: int) -> tuple[Any, list[int]]:
-    if not hasattr(config, "at_width"):
-        name = type(config).__name__
-        remedy = (
-            "pass model.config" if isinstance(config, nn.Module) else "build one with mu_config(config, base_width=…)"
-        )
-        raise ConfigurationError(f"coordinate_check needs a μP config, got {name}: {remedy}.")
+    require_mu_config(config, "coordinate_check")
     for name, value in counts.items():
         if isinstance(value, bool) or not isinstance(value, int) or value < 1:
             raise ConfigurationError(f"{name} must be a positive whole number, got {value!r}.")
@@ -201,7 +197,7 @@ def _train(model: Any, optimizer: torch.optim.Optimizer, batch: Batch, steps: in
     units = {name: MUP[scale.role].scale("lr", scale.fan_in) for name, scale in table.items()}
     before = _activations(model, batch)
     found: dict[str, dict[str, list[float]]] = {
-        "initial": {name: [_rms(x)] for name, x in before.items()},
+        "initial": {name: [rms(x)] for name, x in before.items()},
         "changes": {name: [] for name in before},
         "updates": {name: [] for name in weights},
         "losses": {"": []},
@@ -215,9 +211,9 @@ def _train(model: Any, optimizer: torch.optim.Optimizer, batch: Batch, steps: in
         found["losses"][""].append(loss.item())
         after = _activations(model, batch)
         for name, x in before.items():
-            found["changes"][name].append(_rms(after[name] - x))
+            found["changes"][name].append(rms(after[name] - x))
         for name, weight in weights.items():
-            found["updates"][name].append(_rms(weight.detach() - start[name]) / units[name])
+            found["updates"][name].append(rms(weight.detach() - start[name]) / units[name])
     return found
 
 
@@ -257,5 +253,6 @@ def _kind(module: nn.Module) -> str:
     return "block" if any(module.children()) else "layer"
 
 
-def _rms(x: torch.Tensor) -> float:
+def rms(x: torch.Tensor) -> float:
+    """Return the root mean square over all entries, Tensor Programs' coordinate size."""
     return x.float().square().mean().sqrt().item()

@@ -15,9 +15,10 @@ from numpy.typing import NDArray
 from torch import nn
 from transformers import PreTrainedConfig
 
-from hf_muscaling.checks.coordinate import Batch, random_batch
+from hf_muscaling.checks.coordinate import Batch, random_batch, rms
 from hf_muscaling.checks.coordinates import Slope, loglog_slope
 from hf_muscaling.errors import ConfigurationError
+from hf_muscaling.models.config import require_mu_config
 from hf_muscaling.models.pretraining import pretraining_class
 from hf_muscaling.optim import MuAdamW
 from hf_muscaling.runs import write_json
@@ -146,8 +147,7 @@ def depth_check(
     True
     """
     name = type(config).__name__
-    if not hasattr(config, "at_depth"):
-        raise ConfigurationError(f"depth_check needs a μP config, got {name}: build one with Mu{name}.from_stock.")
+    require_mu_config(config, "depth_check")
     if config.depth_parametrization == "none":
         raise ConfigurationError(
             f"{name} has depth_parametrization='none', under which nothing follows the depth: set it to 'completep'."
@@ -181,7 +181,7 @@ def _train(config: PreTrainedConfig, seed: int, steps: int, learning_rate: float
         model(**batch).loss.backward()
         optimizer.step()
     after = _stream(model, batch)
-    return {w: _rms(x) for w, x in before.items()}, {w: _rms(after[w] - x) for w, x in before.items()}
+    return {w: rms(x) for w, x in before.items()}, {w: rms(after[w] - x) for w, x in before.items()}
 
 
 @torch.no_grad()
@@ -208,7 +208,3 @@ def _stream(model: nn.Module, batch: Batch) -> dict[str, torch.Tensor]:
         for handle in handles:
             handle.remove()
     return seen
-
-
-def _rms(x: torch.Tensor) -> float:
-    return x.float().square().mean().sqrt().item()

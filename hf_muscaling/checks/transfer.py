@@ -10,6 +10,7 @@ import numpy as np
 from transformers import PreTrainedConfig, TrainingArguments
 
 from hf_muscaling.errors import ConfigurationError
+from hf_muscaling.models.config import require_mu_config
 from hf_muscaling.progress import SeriesProgress
 from hf_muscaling.runs import Run, write_json
 from hf_muscaling.series import Job, run_jobs
@@ -181,11 +182,7 @@ def transfer_check(
     >>> sorted(check.losses["mup"][32])
     [0.001, 0.01, 0.1]
     """
-    if not hasattr(config, "at_width"):
-        name = type(config).__name__
-        raise ConfigurationError(
-            f"transfer_check needs a μP config, got {name}: build Mu{name}.from_stock(config, base_width=…)."
-        )
+    require_mu_config(config, "transfer_check")
     if len(set(widths)) < 2 or len(set(widths)) < len(widths):
         raise ConfigurationError(f"widths={list(widths)}: transfer needs two different widths or more.")
     if len(set(learning_rates)) < max(3, len(learning_rates)) or not all(lr > 0 for lr in learning_rates):

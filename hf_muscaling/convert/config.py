@@ -3,6 +3,7 @@
 import fnmatch
 import math
 import re
+from dataclasses import dataclass
 from functools import cache
 from typing import Any, ClassVar
 
@@ -41,6 +42,7 @@ class _WidthFields:
         return fields if config is None else (*fields, *config.mu_followers())
 
 
+@dataclass(kw_only=True, repr=False, eq=False)
 class DerivedConfigMixin(MuConfigMixin):
     """A stock config with μP fields, and `mu_plan`: what the user added where the derivation is not sure.
 
@@ -52,9 +54,7 @@ class DerivedConfigMixin(MuConfigMixin):
     mu_class_fields: ClassVar[tuple[str, ...]]
     mu_width_fields = _WidthFields()  # type: ignore[assignment]
 
-    def __post_init__(self, **kwargs: Any) -> None:
-        super().__post_init__(**kwargs)
-        self.validate_mu()
+    mu_plan: dict | None = None
 
     def validate_mu(self) -> None:
         """Refuse impossible μP settings and a plan with unknown words. Raises ConfigurationError."""
@@ -131,12 +131,6 @@ def _mu_config_class(stock: Any) -> Any:
     namespace = {
         "__module__": CONVERT,
         "__doc__": f"A `{stock.__name__}` that knows its base width, derived by `hf_muscaling.mu_variant`.",
-        "__annotations__": {
-            "mup_base": dict | None, "parametrization": str, "depth_parametrization": str,
-            "output_multiplier": float | int, "zero_query": bool, "zero_readout": bool, "mu_plan": dict | None,
-        },
-        "mup_base": None, "parametrization": "mup", "depth_parametrization": "none", "output_multiplier": 1.0,
-        "zero_query": False, "zero_readout": False, "mu_plan": None,
         "model_type": f"mu_{stock.model_type}",
         "mu_class_fields": tuple(dict.fromkeys(follow)),
         "mu_depth_fields": tuple(dict.fromkeys(f for f in (layers, *DEPTH_FIELDS) if f in fields)),

@@ -25,6 +25,7 @@ from hf_muscaling.errors import ConfigurationError
 from hf_muscaling.models.base import MuModelMixin
 from hf_muscaling.models.config import MuConfigMixin, stock_class
 from hf_muscaling.models.multipliers import MuReadout
+from hf_muscaling.models.pretraining import Objective
 from hf_muscaling.parametrization import ParameterScale
 
 AUTO_CLASSES = (
@@ -213,18 +214,22 @@ def _variant(model_class: Any) -> Any:
         )
     if model_class.main_input_name != "input_ids":
         raise ConfigurationError(f"{name} reads {model_class.main_input_name}: only text models can be converted.")
-    causal, masked, seq2seq = (
-        stock_model_class(auto, model_class.config_class) is model_class
-        for auto in (AutoModelForCausalLM, AutoModelForMaskedLM, AutoModelForSeq2SeqLM)
-    )
     namespace = {
         "config_class": mu_config_class(model_class.config_class),
-        "mu_next_token": causal,
-        "mu_own_loss": not (causal or masked or seq2seq),
+        "mu_objective": _objective_of(model_class),
         "__module__": CONVERT,
         "__doc__": f"`{name}` under the parametrisation of its config, derived by `hf_muscaling.mu_variant`.",
     }
     return type(f"Mu{name}", (DerivedModelMixin, model_class), namespace)
+
+
+def _objective_of(model_class: Any) -> Objective | None:
+    """Return what a stock class is pretrained for: the Auto class that would build it says so."""
+    autos: dict[Objective, Any] = {
+        "seq2seq": AutoModelForSeq2SeqLM, "masked": AutoModelForMaskedLM, "causal": AutoModelForCausalLM,
+    }  # fmt: skip
+    named = (o for o, auto in autos.items() if stock_model_class(auto, model_class.config_class) is model_class)
+    return next(named, None)
 
 
 def mu_config(

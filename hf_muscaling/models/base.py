@@ -19,6 +19,7 @@ from transformers.pytorch_utils import Conv1D
 from hf_muscaling.errors import ConfigurationError
 from hf_muscaling.models.config import MuConfigMixin, stock_class
 from hf_muscaling.models.multipliers import MuReadout, branch_layer
+from hf_muscaling.models.pretraining import Objective
 from hf_muscaling.parametrization import (
     DEPTH_PARAMETRIZATIONS,
     PARAMETRIZATIONS,
@@ -59,11 +60,10 @@ class MuModelMixin:
     mu_plan: ClassVar[dict[str, str]]
     mu_query: ClassVar[dict[str, tuple[int, int]]] = {}
     mu_branches: ClassVar[tuple[str, ...]] = ()
-    mu_loss_type: ClassVar[str | None] = None
-    mu_own_loss: ClassVar[bool] = False
-    """Whether the class's loss is its own affair (a classifier's, or two heads' at once), no mean over tokens."""
-    mu_next_token: ClassVar[bool] = False
-    """Whether labels are the inputs and the loss shifts them; told for causal classes without a `mu_loss_type`."""
+    mu_objective: ClassVar[Objective | None] = None
+    """What the class is pretrained for; None for a loss of its own that is no mean over tokens, as a classifier's."""
+    mu_counts_targets: ClassVar[bool] = False
+    """Whether the class divides its loss by Trainer's `num_items_in_batch`; many take it and ignore it."""
 
     def __init__(self, config: Any, *args: Any, **kwargs: Any):
         if not isinstance(config, MuConfigMixin):
@@ -85,9 +85,9 @@ class MuModelMixin:
 
     def post_init(self) -> None:
         """Put the multipliers in place, then let transformers initialise and tie as usual."""
-        if self.mu_loss_type is not None or self.mu_next_token:
+        if self.mu_objective == "causal":
             # GPT-2's class name names no loss, so Trainer would divide by T targets a block instead of T - 1.
-            self.loss_type = self.mu_loss_type or "ForCausalLM"
+            self.loss_type = "ForCausalLM"
         self.config.validate_mu()
         self._install_readouts()
         self._install_branches()
@@ -96,8 +96,8 @@ class MuModelMixin:
 
     @property
     def accepts_loss_kwargs(self) -> bool:
-        """Whether the class normalises its loss by Trainer's `num_items_in_batch`; many take it and ignore it."""
-        return self.mu_loss_type is not None
+        """Tell Trainer whether the class divides its loss by `num_items_in_batch`."""
+        return self.mu_counts_targets
 
     @property
     def mu_rules(self) -> Parametrization:

@@ -16,9 +16,7 @@ from hf_muscaling.models.config import MuConfigMixin
 class MuBertConfig(MuConfigMixin, BertConfig):
     """A `BertConfig` that knows its base width; dropout is 0 unless asked for, as in nanoLM.
 
-    `output_multiplier` is τ, `initializer_range` the σ at base width, `zero_query` and `zero_readout` start these
-    weights at zero (the latter with an untied head only), `parametrization` is "mup" or, as a control, "sp";
-    `depth_parametrization` is "none" or "completep".
+    `initializer_range` is the σ at base width; the μP fields are those of `MuConfigMixin`.
 
     >>> MuBertConfig(hidden_size=64, num_attention_heads=4, intermediate_size=256).at_width(128).intermediate_size
     512
@@ -29,16 +27,6 @@ class MuBertConfig(MuConfigMixin, BertConfig):
 
     hidden_dropout_prob: float | int = 0.0
     attention_probs_dropout_prob: float | int = 0.0
-    mup_base: dict | None = None
-    parametrization: str = "mup"
-    depth_parametrization: str = "none"
-    output_multiplier: float | int = 1.0
-    zero_query: bool = False
-    zero_readout: bool = False
-
-    def __post_init__(self, **kwargs):
-        super().__post_init__(**kwargs)
-        self.validate_mu()
 
 
 class _MuBert(MuModelMixin):
@@ -89,20 +77,16 @@ class MuBertForMaskedLM(_MuBert, BertForMaskedLM):
     0.5
     """
 
+    mu_objective = "masked"
+
 
 class MuBertForPreTraining(_MuBert, BertForPreTraining):
     """`BertForPreTraining` under the parametrisation of its config; both heads are readouts."""
-
-    mu_own_loss = True
 
 
 class MuBertForSequenceClassification(_MuBert, BertForSequenceClassification):
     """`BertForSequenceClassification` under the parametrisation of its config."""
 
-    mu_own_loss = True
-
 
 class MuBertForTokenClassification(_MuBert, BertForTokenClassification):
     """`BertForTokenClassification` under the parametrisation of its config."""
-
-    mu_own_loss = True

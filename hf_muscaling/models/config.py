@@ -4,6 +4,7 @@ The base shapes live in the config (`mup_base`), so that `from_pretrained`, `dee
 Hub keep them. Nothing is pinned on parameters, which wrappers would lose.
 """
 
+from dataclasses import dataclass, fields
 from typing import Any, ClassVar
 
 from transformers import PreTrainedConfig
@@ -11,26 +12,37 @@ from transformers import PreTrainedConfig
 from hf_muscaling.errors import ConfigurationError
 from hf_muscaling.parametrization import DEPTH_PARAMETRIZATIONS, FIXED_DEPTH, PARAMETRIZATIONS
 
-MU_FIELDS = (
-    "mup_base", "parametrization", "depth_parametrization", "output_multiplier", "zero_query", "zero_readout",
-)  # fmt: skip
-
 
 def stock_class(cls: type) -> type:
     """Return the transformers class that a μP class extends."""
     return next(c for c in cls.__mro__ if c.__module__.startswith("transformers."))
 
 
+@dataclass(kw_only=True, repr=False, eq=False)
 class MuConfigMixin:
-    """μP settings on top of a stock config; the fields themselves are annotated on each config class.
+    """μP settings on top of a stock config: mix in before it, `class MuXConfig(MuConfigMixin, XConfig)`.
 
-    A config with `mup_base=None` *is* the base; `at_width` derives every other width from it.
+    `mup_base` holds the base shapes, `parametrization` is "mup" or, as a control, "sp", `depth_parametrization`
+    "none" or "completep", `output_multiplier` is τ; `zero_query` and `zero_readout` start these weights at zero (the
+    latter with an untied head only). A config with `mup_base=None` *is* the base; `at_width` derives every other
+    width from it.
     """
 
     mu_width_fields: ClassVar[tuple[str, ...]]
     """Stock fields that grow in proportion to the width, the hidden size first, the number of heads second."""
     mu_depth_fields: ClassVar[tuple[str, ...]] = ("num_hidden_layers",)
     """Stock fields that grow in proportion to the depth, the number of layers first."""
+
+    mup_base: dict | None = None
+    parametrization: str = "mup"
+    depth_parametrization: str = "none"
+    output_multiplier: float | int = 1.0
+    zero_query: bool = False
+    zero_readout: bool = False
+
+    def __post_init__(self, **kwargs: Any) -> None:
+        super().__post_init__(**kwargs)
+        self.validate_mu()
 
     def validate_mu(self) -> None:
         """Refuse an impossible combination of μP settings. Raises ConfigurationError."""
@@ -49,8 +61,12 @@ class MuConfigMixin:
                 f"{name}: depth_parametrization={self.depth_parametrization!r} is unknown; use one of "
                 f"{sorted(DEPTH_PARAMETRIZATIONS)}."
             )
-        if not self.output_multiplier > 0:
-            raise ConfigurationError(f"{name}: output_multiplier={self.output_multiplier!r} must be positive.")
+        for field in ("zero_query", "zero_readout"):
+            if not isinstance(getattr(self, field), bool):
+                raise ConfigurationError(f"{name}: {field}={getattr(self, field)!r} must be True or False.")
+        tau = self.output_multiplier
+        if isinstance(tau, bool) or not isinstance(tau, (int, float)) or not 0 < tau < float("inf"):
+            raise ConfigurationError(f"{name}: output_multiplier={tau!r} must be a positive number.")
         if self.zero_readout and self.tie_word_embeddings:
             raise ConfigurationError(
                 f"{name}: zero_readout=True with tie_word_embeddings=True would zero the input embedding as well; "
@@ -208,7 +224,7 @@ class MuConfigMixin:
 
     def to_stock_config(self) -> PreTrainedConfig:
         """Return the stock transformers config of the same shapes (its parametrisation is the standard one)."""
-        skip = (*MU_FIELDS, "model_type", "transformers_version", "architectures")
+        skip = (*(field.name for field in fields(MuConfigMixin)), "model_type", "transformers_version", "architectures")
         return stock_class(type(self))(**{k: v for k, v in self.to_dict().items() if k not in skip})
 
     @classmethod
@@ -238,3 +254,10 @@ class MuConfigMixin:
         if base_width is None:
             return target
         return target.replace(mup_base=target.at_width(base_width).replace(mup_base=None).to_mup_base())
+
+
+def require_mu_config(config: Any, what: str) -> None:
+    """Raise ConfigurationError, naming the remedy, unless `config` carries a parametrisation."""
+    if not isinstance(config, MuConfigMixin):
+        remedy = "build one with mu_config(config)" if isinstance(config, PreTrainedConfig) else "pass model.config"
+        raise ConfigurationError(f"{what} needs a μP config, got {type(config).__name__}: {remedy}.")

@@ -17,9 +17,7 @@ from hf_muscaling.parametrization import ParameterScale
 class MuGPT2Config(MuConfigMixin, GPT2Config):
     """A `GPT2Config` that knows its base width; dropout is 0 unless asked for (FORMULAS of nanoLM: dropout 0).
 
-    `output_multiplier` is τ, `initializer_range` the σ at base width, `zero_query` and `zero_readout` start these
-    weights at zero (the latter with an untied head only), `parametrization` is "mup" or, as a control, "sp";
-    `depth_parametrization` is "none" or "completep".
+    `initializer_range` is the σ at base width; the μP fields are those of `MuConfigMixin`.
 
     >>> MuGPT2Config(n_embd=64, n_head=4).at_width(128).n_head
     8
@@ -31,16 +29,6 @@ class MuGPT2Config(MuConfigMixin, GPT2Config):
     resid_pdrop: float | int = 0.0
     embd_pdrop: float | int = 0.0
     attn_pdrop: float | int = 0.0
-    mup_base: dict | None = None
-    parametrization: str = "mup"
-    depth_parametrization: str = "none"
-    output_multiplier: float | int = 1.0
-    zero_query: bool = False
-    zero_readout: bool = False
-
-    def __post_init__(self, **kwargs):
-        super().__post_init__(**kwargs)
-        self.validate_mu()
 
 
 class _MuGPT2(MuModelMixin):
@@ -86,22 +74,17 @@ class MuGPT2LMHeadModel(_MuGPT2, GPT2LMHeadModel):
     0.5
     """
 
-    mu_loss_type = "ForCausalLM"
+    mu_objective = "causal"
+    mu_counts_targets = True
 
 
 class MuGPT2DoubleHeadsModel(_MuGPT2, GPT2DoubleHeadsModel):
     """`GPT2DoubleHeadsModel` under the parametrisation of its config; the multiple-choice head is a readout too."""
 
-    mu_own_loss = True
-
 
 class MuGPT2ForSequenceClassification(_MuGPT2, GPT2ForSequenceClassification):
     """`GPT2ForSequenceClassification` under the parametrisation of its config."""
 
-    mu_own_loss = True
-
 
 class MuGPT2ForTokenClassification(_MuGPT2, GPT2ForTokenClassification):
     """`GPT2ForTokenClassification` under the parametrisation of its config."""
-
-    mu_own_loss = True

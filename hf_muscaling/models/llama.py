@@ -15,9 +15,7 @@ from hf_muscaling.models.config import MuConfigMixin
 class MuLlamaConfig(MuConfigMixin, LlamaConfig):
     """A `LlamaConfig` that knows its base width.
 
-    `output_multiplier` is τ, `initializer_range` the σ at base width, `zero_query` and `zero_readout` start these
-    weights at zero (the latter with an untied head only), `parametrization` is "mup" or, as a control, "sp";
-    `depth_parametrization` is "none" or "completep".
+    `initializer_range` is the σ at base width; the μP fields are those of `MuConfigMixin`.
 
     >>> MuLlamaConfig(hidden_size=64, num_attention_heads=4, intermediate_size=256).at_width(512).num_attention_heads
     32
@@ -25,17 +23,6 @@ class MuLlamaConfig(MuConfigMixin, LlamaConfig):
 
     model_type = "mu_llama"
     mu_width_fields = ("hidden_size", "num_attention_heads", "num_key_value_heads", "intermediate_size")
-
-    mup_base: dict | None = None
-    parametrization: str = "mup"
-    depth_parametrization: str = "none"
-    output_multiplier: float | int = 1.0
-    zero_query: bool = False
-    zero_readout: bool = False
-
-    def __post_init__(self, **kwargs):
-        super().__post_init__(**kwargs)
-        self.validate_mu()
 
 
 class _MuLlama(MuModelMixin):
@@ -75,16 +62,13 @@ class MuLlamaForCausalLM(_MuLlama, LlamaForCausalLM):
     0.25
     """
 
-    mu_loss_type = "ForCausalLM"
+    mu_objective = "causal"
+    mu_counts_targets = True
 
 
 class MuLlamaForSequenceClassification(_MuLlama, LlamaForSequenceClassification):
     """`LlamaForSequenceClassification` under the parametrisation of its config."""
 
-    mu_own_loss = True
-
 
 class MuLlamaForTokenClassification(_MuLlama, LlamaForTokenClassification):
     """`LlamaForTokenClassification` under the parametrisation of its config."""
-
-    mu_own_loss = True

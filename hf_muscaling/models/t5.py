@@ -9,12 +9,23 @@ from hf_muscaling.models.config import MuConfigMixin
 from hf_muscaling.parametrization import ParameterScale
 
 
-class MuT5Config(MuConfigMixin, T5Config):
+class _UntieableT5Config(T5Config):
+    """A `T5Config` that keeps what it is told of the head's tie, which transformers forces back."""
+
+    tie_word_embeddings: bool = True
+    scale_decoder_outputs: bool | None = None
+
+    def __post_init__(self, **kwargs):
+        tied, scaled = self.tie_word_embeddings, self.scale_decoder_outputs
+        super().__post_init__(**kwargs)
+        self.tie_word_embeddings = tied
+        self.scale_decoder_outputs = tied if scaled is None else scaled
+
+
+class MuT5Config(MuConfigMixin, _UntieableT5Config):
     """A `T5Config` that knows its base width; dropout is 0 unless asked for, as in nanoLM.
 
-    `output_multiplier` is τ, `initializer_factor` scales T5's fan-in initialisation at base width, `zero_query` and
-    `zero_readout` start these weights at zero (the latter with an untied head only), `parametrization` is "mup" or, as
-    a control, "sp"; `depth_parametrization` is "none" or "completep".
+    `initializer_factor` scales T5's fan-in initialisation at base width; the μP fields are those of `MuConfigMixin`.
 
     `tie_word_embeddings=False` unties the head, as in T5 v1.1, and leaves encoder and decoder sharing one embedding;
     transformers' own `T5Config` forces the tie back. An untied head sees the decoder's output without T5's 1/√d.
@@ -27,23 +38,8 @@ class MuT5Config(MuConfigMixin, T5Config):
     mu_width_fields = ("d_model", "num_heads", "d_ff")
     mu_depth_fields = ("num_layers", "num_decoder_layers")
 
-    tie_word_embeddings: bool = True
-    scale_decoder_outputs: bool | None = None
     dropout_rate: float | int = 0.0
     decoder_start_token_id: int | None = 0
-    mup_base: dict | None = None
-    parametrization: str = "mup"
-    depth_parametrization: str = "none"
-    output_multiplier: float | int = 1.0
-    zero_query: bool = False
-    zero_readout: bool = False
-
-    def __post_init__(self, **kwargs):
-        tied, scaled = self.tie_word_embeddings, self.scale_decoder_outputs
-        super().__post_init__(**kwargs)
-        self.tie_word_embeddings = tied
-        self.scale_decoder_outputs = tied if scaled is None else scaled
-        self.validate_mu()
 
     def replace(self, **changes: Any):
         """Return a copy with some fields changed; the scaling of the decoder's output follows the tie."""
@@ -106,6 +102,8 @@ class MuT5ForConditionalGeneration(_MuT5, T5ForConditionalGeneration):
     0.5
     """
 
+    mu_objective = "seq2seq"
+
 
 class MuT5EncoderModel(_MuT5, T5EncoderModel):
     """`T5EncoderModel` under the parametrisation of its config."""
@@ -113,8 +111,6 @@ class MuT5EncoderModel(_MuT5, T5EncoderModel):
 
 class MuT5ForSequenceClassification(_MuT5, T5ForSequenceClassification):
     """`T5ForSequenceClassification` under the parametrisation of its config."""
-
-    mu_own_loss = True
 
     def __init__(self, config: MuT5Config):
         # No head over the vocabulary is there to untie; the stock `T5Model` within would untie encoder and decoder.
