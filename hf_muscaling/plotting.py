@@ -140,7 +140,7 @@ def plot_transfer(losses: dict[str, dict[int, dict[float, float]]], title: str) 
         axes.xaxis.set_minor_formatter(NullFormatter())
         tried = sorted({lr for row in widths.values() for lr in row})
         axes.set_xticks(tried, [f"{lr:g}" for lr in tried])
-    panels[0].set_ylabel("held-out loss, nats per token")
+    panels[0].set_ylabel("held-out loss, nats per target")
     figure.suptitle(title)
     return figure
 

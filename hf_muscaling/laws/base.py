@@ -10,6 +10,7 @@ from __future__ import annotations
 import inspect
 import os
 import warnings
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from functools import cache
 from itertools import takewhile
@@ -51,7 +52,7 @@ def _arguments(law: Callable[..., Any]) -> tuple[tuple[str, ...], tuple[str, ...
     return variables, names[len(variables) :]
 
 
-class ScalingLaw:
+class ScalingLaw(ABC):
     """Base of the laws; see `PowerLaw` for one.
 
     After `fit`: `params_` (dict, the paper's letters), `objective_value_`, `range_` ({variable: (smallest,
@@ -64,6 +65,7 @@ class ScalingLaw:
     objectives: ClassVar[tuple[str, ...]] = ()
     equation: ClassVar[str] = ""
     bounds: ClassVar[dict[str, tuple[float, float]]] = {}
+    meanings: ClassVar[dict[str, str]] = {}  #: what a variable means to this law, where it is not the column's meaning
     labels: ClassVar[tuple[str, ...]] = ()  #: label columns the law uses when present, such as run_id
     params_: dict[str, float]
     objective_value_: float
@@ -78,21 +80,21 @@ class ScalingLaw:
     # -- what a law supplies -------------------------------------------------------------------------------------------
 
     @staticmethod
+    @abstractmethod
     def loss(*args: Any) -> Any:
         """The law itself, a plain function of variables and parameters."""
-        raise NotImplementedError
 
+    @abstractmethod
     def _estimate(self, columns: dict[str, np.ndarray]) -> tuple[dict[str, float], float]:
         """Parameters and objective from validated columns."""
-        raise NotImplementedError
 
+    @abstractmethod
     def _score(self, columns: dict[str, np.ndarray], params: dict[str, float]) -> float:
         """The objective of given parameters on given columns."""
-        raise NotImplementedError
 
+    @abstractmethod
     def _interval(self, at: dict[str, np.ndarray], level: float) -> tuple[np.ndarray, np.ndarray]:
         """Bounds of the loss of a new run at each (flat) point."""
-        raise NotImplementedError
 
     def settings(self) -> dict[str, Any]:
         """The constructor's arguments, as stored in JSON."""
@@ -123,7 +125,7 @@ class ScalingLaw:
     @property
     def units(self) -> dict[str, str]:
         """Units of the loss and of each variable."""
-        return {"loss": MEANING["loss"]} | {name: MEANING[column] for name, column in self.columns.items()}
+        return {"loss": MEANING["loss"]} | {n: self.meanings.get(n, MEANING[c]) for n, c in self.columns.items()}
 
     # -- fit and use ---------------------------------------------------------------------------------------------------
 

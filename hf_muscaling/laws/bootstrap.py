@@ -15,6 +15,7 @@ settled on these.
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from dataclasses import replace
 from functools import cached_property
 from typing import Any
@@ -91,9 +92,9 @@ class BootstrapLaw(RegressionLaw):
         """Whether the irreducible loss was pushed to zero."""
         return False
 
+    @abstractmethod
     def _material(self, theta: np.ndarray) -> np.ndarray:
         """For each coordinate of theta, the change that matters."""
-        raise NotImplementedError
 
     def _coordinates(self) -> tuple[int, ...]:
         """For each letter, the coordinate of theta that carries it."""

@@ -144,7 +144,7 @@ def _family(entry: Any, index: int, where: str) -> Family:
 
 def _law(name: str) -> Any:
     """The regression law of that name, or None."""
-    found = {cls.__name__: cls for cls in _all(RegressionLaw)}
+    found = {cls.__name__: cls for cls in _all(RegressionLaw)}  # type: ignore[type-abstract]
     return found.get(name)
 
 

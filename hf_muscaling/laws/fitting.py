@@ -8,6 +8,7 @@ independent problems (grid points, resamples).
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -145,12 +146,12 @@ class Problem:
         return share[self.term] * self.x.T
 
 
-class CurvedProblem(Problem):
+class CurvedProblem(Problem, ABC):
     """A regression whose log L is no log-sum-exp of linear forms: a law gives `expansion`, the rest follows."""
 
+    @abstractmethod
     def expansion(self, theta: np.ndarray) -> tuple[np.ndarray, np.ndarray, Callable[[np.ndarray], np.ndarray]]:
         """log L (m, n), its gradient (m, p, n), and the sum of its Hessians weighted by rows: (m, n) → (m, p, p)."""
-        raise NotImplementedError
 
     def log_loss(self, theta: np.ndarray) -> np.ndarray:
         """log L (m, n) of parameters (m, p)."""

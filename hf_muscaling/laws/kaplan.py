@@ -37,6 +37,7 @@ class KaplanLaw(BootstrapLaw):
     """
 
     equation: ClassVar[str] = "L(N, D) = [(N_c/N)^(alpha_N/alpha_D) + D_c/D]^alpha_D"
+    meanings: ClassVar[dict[str, str]] = {"N": "parameters, by the paper without embeddings"}
     bounds: ClassVar[dict[str, tuple[float, float]]] = {
         "N_c": (0.0, np.inf),
         "alpha_N": (0.0, STEEPEST),

@@ -53,6 +53,7 @@ class KaplanStepLaw(StepAnswers, BootstrapLaw):
     equation: ClassVar[str] = (
         "L(N, S, B) = (N_c/N)^alpha_N + (S_c/S_min)^alpha_S, S_min = S/(1 + B_crit/B), B_crit = B_star/L^(1/alpha_B)"
     )
+    meanings: ClassVar[dict[str, str]] = {"N": "parameters, by the paper without embeddings"}
     bounds: ClassVar[dict[str, tuple[float, float]]] = {
         "N_c": (0.0, np.inf),
         "alpha_N": (0.0, STEEPEST),

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator, NullLocator, ScalarFormatter
 
 from ..errors import ConfigurationError
 
@@ -76,6 +77,7 @@ def _fit(law: ScalingLaw, level: float, reach: float) -> Figure:
         axes.plot(grid, band.loss, color=colour, lw=1.4, label=label)
         axes.plot(data[law.columns[first]][rows], data["loss"][rows], "o", color=colour, ms=3)
     axes.set(xscale="log", yscale="log", xlabel=f"{first}, {law.units[first]}", ylabel="loss, nats per token")
+    _plain_ticks(axes.yaxis)
     axes.set(xlim=(grid[0], grid[-1]), title=law.equation_text if len(law.equation_text) < 60 else type(law).__name__)
     axes.legend(frameon=False, fontsize=8)
     return figure
@@ -115,6 +117,13 @@ def _contours(law: KaplanStepLaw, level: float, reach: float) -> Figure:
     return figure
 
 
+def _plain_ticks(axis: Any) -> None:
+    """A few plain numbers on a log axis that spans less than a decade, where powers of ten overlap."""
+    axis.set_major_locator(MaxNLocator(5))
+    axis.set_major_formatter(ScalarFormatter())
+    axis.set_minor_locator(NullLocator())
+
+
 def plot_stages(found: StageWise) -> Figure:
     """A panel for every stage: B_crit over loss, the sizes' limits over N, loss above the limit over S_min."""
     figure, (first, second, third) = _axes(3)
@@ -137,4 +146,6 @@ def plot_stages(found: StageWise) -> Figure:
     third.set(xscale="log", yscale="log", xlabel="S_min, optimizer steps", ylabel="loss - (N_c/N)^alpha_N")
     third.set_title(f"3: S_c {p['S_c']:.3g}, alpha_S {p['alpha_S']:.3g}")
     third.legend(frameon=False, fontsize=8)
+    for axis in (first.xaxis, second.yaxis):
+        _plain_ticks(axis)
     return figure

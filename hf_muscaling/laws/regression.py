@@ -14,6 +14,7 @@ w = 1 / (1 + log(C_max/C)²): a law is a local description, and the target lies 
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from collections.abc import Mapping
 from dataclasses import replace
 from functools import cached_property
@@ -68,25 +69,25 @@ class RegressionLaw(ScalingLaw):
 
     # -- what a law supplies -------------------------------------------------------------------------------------------
 
+    @abstractmethod
     def _problem(self, columns: Columns, weight: np.ndarray, origin: Origin) -> Problem:
         """The regression; `origin` is the variables' log at which the coordinates are taken."""
-        raise NotImplementedError
 
+    @abstractmethod
     def _starts(self, problem: Problem) -> np.ndarray:
         """Start points (m, p) of a problem at the columns' own origin."""
-        raise NotImplementedError
 
+    @abstractmethod
     def _named(self, theta: np.ndarray, origin: Origin) -> dict[str, np.ndarray]:
         """The paper's letters → (m,), from theta (m, p)."""
-        raise NotImplementedError
 
+    @abstractmethod
     def _internal(self, params: Mapping[str, Any], origin: Origin) -> np.ndarray:
         """Theta (m, p) from the paper's letters."""
-        raise NotImplementedError
 
+    @abstractmethod
     def _pin(self, name: str, value: float, origin: Origin) -> Pin:
         """The origin at which a letter is one coordinate, which one, and its value there."""
-        raise NotImplementedError
 
     def _check_columns(self, columns: Columns) -> None:
         """Raise `FitError` for columns that cannot hold the law."""
