@@ -8,13 +8,11 @@ independent problems (grid points, resamples).
 
 from __future__ import annotations
 
-from itertools import pairwise
-
 import numpy as np
 from scipy.optimize import minimize as simplex
 
 from ..errors import ConfigurationError
-from .problem import DELTA, CurvedProblem, Derivatives, Problem, objective_value
+from .problem import DELTA, Problem
 
 OBJECTIVES = {
     "huber": "sum of Huber(log L_fit - log L), delta 1e-3 (Hoffmann et al. 2022, Eq. 3)",
@@ -167,7 +165,7 @@ def resampled(problem: Problem, theta: np.ndarray, objective: str) -> np.ndarray
     """
     out = np.empty((len(problem.weight), len(theta)))
     many = max(POOL // len(problem.loss), FEW)
-    sizes = [FEW, *((16 * FEW,) if 16 * FEW < many else ()), many]
+    sizes = [FEW, *((16 * FEW,) if many > 16 * FEW else ()), many]
     pool, wide = theta[None], _PROFILE[objective][1:]
     *finer, last = _POLISH[objective]
     for rows in (*(slice(size) for size in sizes), slice(many, None)):
