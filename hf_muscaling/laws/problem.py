@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 
 DELTA = 1e-3
+PLAIN, SCALE, RATE = 0, 1, 2
 BLOCK = 16_000  #: rows × regressions evaluated at a time
 REACH = {"f": 80.0, "d": 300.0}  #: exponents safe without a shift, in single and in double precision
 
@@ -43,7 +44,9 @@ class Problem:
     def varied(self, **changes: Any) -> Any:
         """The same rows under other weights, bounds or prior; what was worked out from the rows is kept."""
         other = replace(self, **changes)
-        rows = {name: self.__dict__[name] for name in ("log_measured", "_blocks", "_reach") if name in self.__dict__}
+        rows = {
+            name: self.__dict__[name] for name in ("log_measured", "_blocks", "_reach", "bend") if name in self.__dict__
+        }
         other.__dict__.update(rows)
         return other
 
@@ -75,7 +78,7 @@ class Problem:
         else:
             _, clipped, _ = huber(cost, delta, one)
             cost = clipped * (cost - 0.5 * clipped)
-        value = self.weight @ cost.T
+        value = np.atleast_2d(self.weight) @ cost.T
         if self.precision is not None and self.centre is not None:
             scale = np.sqrt(self.precision)
             away = (theta * scale)[None] - (np.atleast_2d(self.centre) * scale)[:, None]
@@ -179,6 +182,11 @@ class Problem:
         return top, total, terms
 
     @cached_property
+    def bend(self) -> np.ndarray:
+        """What each parameter is to the law (p,): `SCALE`, the log of a factor, `RATE`, an exponent, or `PLAIN`."""
+        return np.where((self.x == self.x[:1]).all(0), SCALE, RATE)
+
+    @cached_property
     def _reach(self) -> np.ndarray:
         """The largest size of each covariate."""
         return np.abs(self.x).max(0)
@@ -218,6 +226,11 @@ class CurvedProblem(Problem, ABC):
     @abstractmethod
     def expansion(self, theta: np.ndarray) -> tuple[np.ndarray, np.ndarray, Callable[[np.ndarray], np.ndarray]]:
         """log L (m, n), its gradient (m, p, n), and the sum of its Hessians weighted by rows: (m, n) → (m, p, p)."""
+
+    @property
+    def bend(self) -> np.ndarray:
+        """`PLAIN` for every parameter."""
+        return np.full(len(self.low), PLAIN)
 
     @property
     def single(self) -> Any:

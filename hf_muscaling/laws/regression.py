@@ -24,7 +24,7 @@ import numpy as np
 
 from ..errors import ConfigurationError, FitError
 from .base import ScalingLaw
-from .fitting import OBJECTIVES, distinct, minimise, newton
+from .fitting import OBJECTIVES, minimise, newton, way
 from .problem import DELTA, Problem, objective_value
 from .selection import WINDOW, Columns, run_index
 
@@ -280,15 +280,14 @@ def posterior_mode(problem: Problem, starts: np.ndarray) -> np.ndarray:
     Each round lowers the objective: n·log(scale) lies below its tangent, and the round minimises the tangent.
     """
     prior = problem.precision if problem.precision is not None else np.zeros(starts.shape[1])
-    bare = replace(problem, precision=None)
+    bare = problem.varied(precision=None)
     theta, temperature = starts, _temperature(problem, bare.value(starts, "huber")).min()
-    for delta, tolerance in ((0.03, 1e-2), (0.005, 1e-2)):
-        theta = newton(replace(problem, precision=prior * temperature), theta, delta, tolerance=tolerance)
-        theta = distinct(theta)
+    for delta in (0.03, 0.005):
+        theta = way(problem.varied(precision=prior * temperature), theta, delta)
         temperature = _temperature(problem, bare.value(theta, "huber")).min()
     last = np.inf
     for _ in range(ROUNDS):
-        theta = newton(replace(problem, precision=prior * temperature), theta, DELTA, tolerance=1e-9)
+        theta = newton(problem.varied(precision=prior * temperature), theta, DELTA, tolerance=1e-9)
         value = bare.value(theta, "huber")
         target = _negative_log_posterior(problem, theta, value)
         best = int(np.nanargmin(target))
