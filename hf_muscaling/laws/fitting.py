@@ -140,7 +140,8 @@ def newton(
             t, (value, gradient, hessian) = tried, found
             length = np.minimum(4 * length, 1.0)
         else:
-            shorter = np.clip(hoped / (found[0] - value + 2 * hoped), 0.1, 0.5)
+            rise = np.fmax(found[0] - value, 0.0)
+            shorter = np.clip(hoped / (rise + 2 * hoped + 1e-300), 0.1, 0.5)
             length = np.where(better, np.minimum(4 * length, 1.0), length * shorter)
             t, value = np.where(better[:, None], tried, t), np.where(better, found[0], value)
             gradient = np.where(better[:, None], found[1], gradient)
