@@ -183,8 +183,8 @@ def minimise(
 
 
 def way(problem: Problem, theta: np.ndarray, delta: float | None, kept: int = 3) -> np.ndarray:
-    """Where the starts lead under a wide Huber width, roughly: the few best."""
-    theta = distinct(newton(problem, theta, delta, steps=12, tolerance=1e-3, bent=False))
+    """Where the starts lead under a wide Huber width, roughly: the few best. Curved valleys wait for the last width."""
+    theta = distinct(newton(problem, theta, delta, steps=12 if problem.bend.any() else 40, tolerance=1e-3, bent=False))
     if len(theta) <= kept:
         return theta
     return theta[np.argsort(problem.compared(theta, delta)[0])[:kept]]

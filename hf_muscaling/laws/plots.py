@@ -94,8 +94,8 @@ def _residuals(law: ScalingLaw, level: float, reach: float) -> Figure:
     axes.axhline(0, color="black", lw=0.8)
     axes.set(xscale="log", xlabel=f"{first}, {law.units[first]}", ylabel="(measured - fitted) / measured, %")
     axes.set_title(f"Residuals, mean {100 * own.are:.2f} %")
-    if len(law.columns) > 1:
-        axes.legend(frameon=False, fontsize=8)
+    if len(law.columns) > 1:  # beside the axes: residuals fill them evenly and leave no corner free
+        figure.legend(loc="outside right upper", frameon=False, fontsize=8)
     return figure
 
 
