@@ -12,7 +12,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 
@@ -41,13 +41,12 @@ class Problem:
     count: float = 0.0  #: independent observations behind the rows; 0: as many as rows
     origin: float = 0.0  #: log loss at which a law that contains the loss takes its coordinates
 
+    _of_rows: ClassVar[tuple[str, ...]] = ("log_measured", "_blocks", "_reach", "bend")
+
     def varied(self, **changes: Any) -> Any:
         """The same rows under other weights, bounds or prior; what was worked out from the rows is kept."""
         other = replace(self, **changes)
-        rows = {
-            name: self.__dict__[name] for name in ("log_measured", "_blocks", "_reach", "bend") if name in self.__dict__
-        }
-        other.__dict__.update(rows)
+        other.__dict__.update({name: getattr(self, name) for name in self._of_rows})
         return other
 
     @cached_property
@@ -222,6 +221,8 @@ def _outer(x: np.ndarray, y: np.ndarray) -> np.ndarray:
 
 class CurvedProblem(Problem, ABC):
     """A regression whose log L is no log-sum-exp of linear forms: a law gives `expansion`, the rest follows."""
+
+    _of_rows: ClassVar[tuple[str, ...]] = ("log_measured",)
 
     @abstractmethod
     def expansion(self, theta: np.ndarray) -> tuple[np.ndarray, np.ndarray, Callable[[np.ndarray], np.ndarray]]:
