@@ -11,7 +11,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
-from hf_muscaling.configuration import ExperimentConfig, launched_processes
+from hf_muscaling.configuration import ExperimentConfig
+from hf_muscaling.distributed import launched_processes
 from hf_muscaling.errors import TrainingError
 from hf_muscaling.runs import Run, Series, mean_losses, write_json
 
