@@ -268,7 +268,7 @@ class ExperimentConfig:
             )
         # transformers 5.2x renames gradient checkpointing
         names = {f.name for f in fields(MuTrainingArguments)} & {"activation_checkpointing", "gradient_checkpointing"}
-        further = {min(names): True} if self.gradient_checkpointing else {}
+        further: dict[str, Any] = {min(names): True} if self.gradient_checkpointing else {}
         return MuTrainingArguments(
             output_dir=str(Path(self.output_dir) / "runs"),
             max_steps=self.steps,

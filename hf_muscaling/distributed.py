@@ -215,7 +215,7 @@ def shard_model(
     if mesh is None:
         device = torch.accelerator.current_accelerator(check_available=True)
         mesh = init_device_mesh(device.type if device else "cpu", (dist.get_world_size(),))
-    options = {
+    options: dict[str, Any] = {
         "mesh": mesh,
         "mp_policy": mp_policy or MixedPrecisionPolicy(),
         "offload_policy": offload_policy or OffloadPolicy(),

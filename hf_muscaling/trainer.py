@@ -9,10 +9,11 @@ import torch
 from torch import nn
 from torch.utils.data import DataLoader
 from transformers import Trainer, TrainerCallback, TrainingArguments
-from transformers.trainer_utils import EvalLoopOutput, TrainOutput, has_length
+from transformers.trainer_utils import EvalLoopOutput, TrainOutput, get_last_checkpoint, has_length
 
 from hf_muscaling import distributed
-from hf_muscaling.errors import ConfigurationError
+from hf_muscaling.errors import ConfigurationError, RecordError
+from hf_muscaling.layouts import Layout, readable
 from hf_muscaling.models.base import require_mu_model
 from hf_muscaling.optim import MuAdamW, MuSGD, mu_param_groups, sgd_lr_scale
 
@@ -244,11 +245,41 @@ class MuTrainer(Trainer):
             logs["train_loss"] = self._mean_training_loss(logs["train_loss"])
         super().log(logs, start_time)
 
-    def train(self, *args: Any, **kwargs: Any) -> TrainOutput:
-        """Train, and return the mean training loss over all steps, those before a resume included."""
+    def train(self, resume_from_checkpoint: str | bool | None = None, *args: Any, **kwargs: Any) -> TrainOutput:
+        """Train, and return the mean training loss over all steps, those before a resume included.
+
+        A checkpoint may have been written by another number of processes, with or without FSDP2.
+        """
         self.diverged = None
-        output = super().train(*args, **kwargs)
+        checkpoint = resume_from_checkpoint or None
+        if checkpoint is True and (checkpoint := get_last_checkpoint(self.args.output_dir)) is None:
+            raise RecordError(f"There is no checkpoint in {self.args.output_dir}; train without resuming.")
+        with readable(checkpoint, self._layout, self.model, self._names_by_group() if checkpoint else []) as folder:
+            output = super().train(folder, *args, **kwargs)
         return output._replace(training_loss=self._mean_training_loss(output.training_loss))
+
+    def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
+        """Save the model for `from_pretrained`, gathered from all processes; under SHARDED_STATE_DICT Trainer does not.
+
+        A checkpoint (`_internal_call`) under SHARDED_STATE_DICT keeps its shards only.
+        """
+        if self._layout != "sharded" or _internal_call:
+            return super().save_model(output_dir, _internal_call)
+        weights = self.accelerator.get_state_dict(self.model)
+        if self.args.should_save:
+            self.model.save_pretrained(output_dir or self.args.output_dir, state_dict=weights)
+        return None
+
+    @property
+    def _layout(self) -> Layout:
+        """Return the layout of the checkpoints that this trainer writes and reads."""
+        if not self.is_fsdp_enabled:
+            return "plain"
+        return "sharded" if "SHARDED" in str(self.accelerator.state.fsdp_plugin.state_dict_type) else "full"
+
+    def _names_by_group(self) -> list[list[str]]:
+        optimizer = self.optimizer or self._mu_optimizer(self.model)  # in either case over the model's own parameters
+        return distributed.group_names(self.model, optimizer)
 
     @property
     def curve(self) -> list[dict[str, float]]:
