@@ -6,6 +6,7 @@ a new tensor, so nothing may hang on tensors: groups are kept by parameter name,
 
 import os
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 from hf_muscaling.errors import ConfigurationError
@@ -66,6 +67,12 @@ def _check_request(args: Any = None) -> None:
             "DeepSpeed is not supported: ZeRO-3 leaves empty parameters on every process, whose shapes decide the μP "
             "roles. FSDP2 shards the same states: --config_file recipes/accelerate/fsdp2.yaml."
         )
+    precision = os.environ.get("ACCELERATE_MIXED_PRECISION", "no")
+    if args is not None and precision != "no" and not getattr(args, precision, False):
+        raise ConfigurationError(
+            f"The launcher asks for mixed precision {precision}, the training arguments do not, and they are what a "
+            f"run's record tells: set {precision} there (--bf16), and 'no' in the launcher's configuration."
+        )
     if not fsdp_requested(args):
         return
     config = getattr(args, "fsdp_config", None) if getattr(args, "fsdp", None) else None
@@ -77,8 +84,9 @@ def _check_request(args: Any = None) -> None:
         )
 
 
-def prepare_accelerate(args: Any) -> None:
-    """Let Accelerate shard on a CPU where FSDP is asked for; call it before an Accelerator is made.
+@contextmanager
+def accelerate_for(args: Any) -> Iterator[None]:
+    """Let Accelerate shard on a CPU where FSDP is asked for: a context in which to make an Accelerator.
 
     Raises ConfigurationError as `launched_processes` does.
     """
@@ -90,9 +98,14 @@ def prepare_accelerate(args: Any) -> None:
     state = PartialState()
     # Accelerate turns GPU-like kinds into FSDP and leaves MULTI_CPU as DDP, without a word; no argument, variable or
     # file gets round it. The device stays the CPU and the backend gloo. The one private override of this package.
-    if state.device.type == "cpu" and state.num_processes > 1:
-        kind = DistributedType.MULTI_GPU if fsdp_requested(args) else DistributedType.MULTI_CPU
-        PartialState._shared_state["distributed_type"] = kind
+    if fsdp_requested(args) and state.distributed_type == DistributedType.MULTI_CPU:
+        PartialState._shared_state["distributed_type"] = DistributedType.MULTI_GPU
+    launched = os.environ.get("ACCELERATE_USE_FSDP")
+    try:
+        yield
+    finally:
+        if launched is None:  # an Accelerator would leave its wish to all that are made after it
+            os.environ.pop("ACCELERATE_USE_FSDP", None)
 
 
 def check_accelerator(accelerator: "Accelerator", args: Any) -> None:

@@ -156,8 +156,8 @@ class MuTrainer(Trainer):
 
     def create_accelerator_and_postprocess(self) -> None:
         """Create the accelerator, and refuse one that does less than the launcher was asked for."""
-        distributed.prepare_accelerate(self.args)
-        super().create_accelerator_and_postprocess()
+        with distributed.accelerate_for(self.args):
+            super().create_accelerator_and_postprocess()
         distributed.check_accelerator(self.accelerator, self.args)
 
     def get_batch_samples(self, epoch_iterator, num_batches, device):

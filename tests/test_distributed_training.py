@@ -42,8 +42,6 @@ def make_trainer(name, tied, folder, seed=0, base=None, **settings):
         "logging_steps": 1, "save_strategy": "no", "use_cpu": True, "report_to": "none", "disable_tqdm": True,
         "ddp_find_unused_parameters": False,
     }  # fmt: skip
-    if "fsdp" not in settings:  # an FSDP accelerator leaves the wish in the environment, for all that come after it
-        os.environ.pop("ACCELERATE_USE_FSDP", None)
     args = MuTrainingArguments(**(defaults | settings))
     torch.manual_seed(0)
     data = examples(64, masked=name in ("bert", "t5"))
