@@ -43,7 +43,9 @@ class Problem:
     def varied(self, **changes: Any) -> Any:
         """The same rows under other weights, bounds or prior; what was worked out from the rows is kept."""
         other = replace(self, **changes)
-        rows = {name: self.__dict__[name] for name in ("log_measured", "_blocks", "_reach") if name in self.__dict__}
+        rows: dict[str, Any] = {
+            name: self.__dict__[name] for name in ("log_measured", "_blocks", "_reach") if name in self.__dict__
+        }
         other.__dict__.update(rows)
         return other
 
