@@ -52,7 +52,7 @@ class ChinchillaLaw(BootstrapLaw):
         "beta": (0.0, STEEPEST),
     }
 
-    weak_prior: ClassVar[dict[str, tuple[float, float]]] = {"alpha": (0.36, 0.06), "beta": (0.36, 0.08)}
+    weak_prior: ClassVar[dict[str, tuple[float, float]]] = {"alpha": (0.36, 0.12), "beta": (0.36, 0.16)}
     scales: ClassVar[tuple[str, ...]] = ("E", "A", "B")
 
     @staticmethod
