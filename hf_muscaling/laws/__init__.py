@@ -11,9 +11,12 @@ from .kaplan import KaplanLaw
 from .kaplan_step import KaplanStepLaw
 from .power import PowerLaw
 from .prediction import Evaluation, Prediction
+from .schedules import constant_schedule, cosine_schedule, wsd_schedule
 from .stages import StageWise, estimate_stages
+from .trajectory import AnnealingLaw
 
 __all__ = [
+    "AnnealingLaw",
     "ChinchillaLaw",
     "Evaluation",
     "Extrapolation",
@@ -32,10 +35,13 @@ __all__ = [
     "extrapolation_grid",
     "StageWise",
     "TradeOff",
+    "constant_schedule",
+    "cosine_schedule",
     "envelope",
     "estimate_stages",
     "isoflop",
     "load_families",
     "pooled_prior",
     "save_families",
+    "wsd_schedule",
 ]
