@@ -188,7 +188,8 @@ def _longer(axes: Any, law: AnnealingLaw, level: float, reach: float) -> None:
     start = max(int(data["step"].min()), 1)
     total = max(int(reach * last), start + 2)
     peak = peak or float(data["S1"].max() / last)
-    for line, rates in (("--", constant_schedule(total, peak)), (":", cosine_schedule(total, peak))):
+    rise = int(np.clip(2 * (data["step"] - data["S1"] / peak).min(), 0, start))  # what a warm-up took from S1
+    for line, rates in (("--", constant_schedule(total, peak, rise)), (":", cosine_schedule(total, peak, 0.0, rise))):
         with warnings.catch_warnings():  # the picture shades what lies outside
             warnings.simplefilter("ignore")
             band = law.predict(schedule=rates, step=np.unique(np.geomspace(start, total, 80).astype(int)), level=level)
