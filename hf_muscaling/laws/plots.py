@@ -14,6 +14,7 @@ from .schedules import constant_schedule, cosine_schedule
 
 if TYPE_CHECKING:
     from .base import ScalingLaw
+    from .downstream import DownstreamLaw
     from .kaplan_step import KaplanStepLaw
     from .stages import StageWise
     from .trajectory import AnnealingLaw
@@ -154,7 +155,7 @@ def plot_stages(found: StageWise) -> Figure:
 
 
 def plot_trajectory(law: AnnealingLaw, kind: str, level: float, reach: float) -> Figure:
-    """Curves over steps with the law; "fit" adds a constant and a cosine schedule `reach` times longer, or residuals."""
+    """Curves over steps with the law, a constant and a cosine schedule `reach` times longer; or residuals."""
     if kind not in KINDS[:2]:
         raise ConfigurationError(f"plot(kind={kind!r}) is not known for {type(law).__name__}: {', '.join(KINDS[:2])}.")
     law._check_fitted()
@@ -198,3 +199,33 @@ def _longer(axes: Any, law: AnnealingLaw, level: float, reach: float) -> None:
         axes.plot(band.at["step"], band.loss, line, color="black", lw=1.2, label=label)
     axes.axvspan(last, total, color="#f2b134", alpha=0.14, lw=0, label="extrapolation")
     axes.set(xscale="log", xlim=(start, total))
+
+
+def plot_downstream(law: DownstreamLaw, kind: str, level: float, reach: float) -> Figure:
+    """Score over loss, lower losses to the right, with the interval and `reach` ranges more; or residuals."""
+    if kind not in KINDS[:2]:
+        raise ConfigurationError(f"plot(kind={kind!r}) is not known for DownstreamLaw: {', '.join(KINDS[:2])}.")
+    law._check_fitted()
+    figure, axes = _axes()
+    data, (low, high) = law._columns, law.range_["loss"]
+    if kind == "residuals":
+        axes.plot(data["loss"], 100 * (data["score"] - law.score(data["loss"])), "o", color=COLOURS[0], ms=3)
+        axes.axhline(0, color="black", lw=0.8)
+        axes.set(ylabel="measured - fitted, points")
+    else:
+        width = high - low
+        end = max(low - reach * width, 0.05 * low)
+        grid = np.linspace(high + 0.05 * width, end, 80)
+        with warnings.catch_warnings():  # the picture shades what lies outside
+            warnings.simplefilter("ignore")
+            band = law.predict(grid, level)
+        axes.axvspan(low, end, color="#f2b134", alpha=0.14, lw=0, label="extrapolation")
+        axes.fill_between(grid, band.low, band.high, color=COLOURS[0], alpha=0.18, lw=0, label=f"{level:.0%} interval")
+        axes.plot(grid, band.score, color=COLOURS[0], lw=1.5)
+        axes.plot(data["loss"], data["score"], "o", color=COLOURS[1], ms=4, label="checkpoints")
+        axes.axhline(law.params_["chance"], color="grey", ls=":", lw=1, label="chance")
+        axes.set(ylabel="score", title=law.equation_text)
+        axes.legend(frameon=False, fontsize=8)
+    axes.invert_xaxis()
+    axes.set(xlabel="loss, nats per token")
+    return figure

@@ -10,8 +10,11 @@ import numpy as np
 
 from ..errors import FitError
 
-NUMBERS = ("N", "N_non_embedding", "D", "S", "B", "C", "loss", "weight", "step", "lr", "S1", "S2")
-FROM_ZERO = ("weight", "lr")  #: columns that may hold 0
+NUMBERS = (
+    *("N", "N_non_embedding", "D", "S", "B", "C", "loss", "weight", "step"),
+    *("lr", "S1", "S2", "score", "chance", "items"),
+)
+FROM_ZERO = ("weight", "lr", "score", "chance")  #: columns that may hold 0
 ANY_SIGN = ("S2",)
 LABELS = ("run_id", "seed", "family")
 MEANING = {
@@ -27,6 +30,9 @@ MEANING = {
     "lr": "learning rate of the step",
     "S1": "sum of the learning rates",
     "S2": "annealing area of the learning rates",
+    "score": "task score, a share of 1",
+    "chance": "score of guessing, a share of 1",
+    "items": "questions behind the score",
 }
 _USUAL_NAMES = {
     "N": ("params", "n_params", "num_params", "parameters", "size", "n"),
@@ -36,6 +42,7 @@ _USUAL_NAMES = {
     "S": ("steps", "step"),
     "B": ("batch_tokens", "batch_size"),
     "lr": ("learning_rate", "train/learning_rate"),
+    "score": ("acc", "accuracy", "acc,none", "acc_norm", "acc_norm,none", "exact_match"),
     "loss": ("Loss", "eval_loss", "val_loss", "final_loss", "L"),
 }
 

@@ -1,4 +1,4 @@
-"""AnnealingLaw and schedules: recovery, hold-out against baselines that ignore the rate, intervals, bad tables, JSON."""
+"""AnnealingLaw and schedules: recovery, hold-out against a law that ignores the rate, intervals, bad tables, JSON."""
 
 import copy
 import json
@@ -18,8 +18,8 @@ from hf_muscaling.laws import (
     evaluate_extrapolation,
     wsd_schedule,
 )
+from hf_muscaling.laws.annealing import AnnealingProblem
 from hf_muscaling.laws.schedules import areas, as_schedule, schedule_of_rows
-from hf_muscaling.laws.trajectory import AnnealingProblem
 
 TRUTH = {"L0": 3.0, "A": 0.5, "alpha": 0.45, "C": 0.6}
 LAMBDA = 0.99
