@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping
 
 import numpy as np
 
-from .fitting import CurvedProblem
+from .problem import CurvedProblem
 from .selection import Columns
 
 ALPHAS = np.geomspace(0.03, 3.0, 16)

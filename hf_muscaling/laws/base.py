@@ -123,6 +123,11 @@ class ScalingLaw(ABC):
         return {name: name for name in self.variables}
 
     @property
+    def needs(self) -> tuple[str, ...]:
+        """Columns that a table must have beside the loss."""
+        return tuple(self.columns.values())
+
+    @property
     def units(self) -> dict[str, str]:
         """Units of the loss and of each variable."""
         return {"loss": MEANING["loss"]} | {n: self.meanings.get(n, MEANING[c]) for n, c in self.columns.items()}

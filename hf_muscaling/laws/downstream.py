@@ -10,6 +10,7 @@ from typing import Any, ClassVar
 import numpy as np
 from scipy.optimize import minimize
 from scipy.special import expit, logit, ndtri
+from scipy.stats import spearmanr
 from scipy.stats import t as student
 
 from ..errors import ConfigurationError, FitError
@@ -323,8 +324,7 @@ class DownstreamLaw(ScoreInterval):
         found, p = [], self.params_
         loss, score = self._columns["loss"], self._columns["score"]
         rows = max(independent(self._columns, score - mean_score(self.form, loss, p)).sum(), 4.0)
-        order = [np.argsort(np.argsort(v)) for v in (loss, score)]
-        rank = float(np.corrcoef(*order)[0, 1]) if np.ptp(score) > 0 else 0.0
+        rank = float(spearmanr(loss, score).statistic) if np.ptp(score) > 0 else 0.0
         strength = -rank * np.sqrt((rows - 2) / max(1 - rank**2, 1e-9))
         if student.sf(strength, rows - 2) > 0.05:
             found.append(

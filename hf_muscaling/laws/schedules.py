@@ -124,7 +124,8 @@ def areas(rates: np.ndarray, lambda_: float) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _whole(name: str, value: Any, least: int) -> int:
-    if isinstance(value, bool) or not isinstance(value, (int, float, np.number)) or value != value // 1:
+    number = isinstance(value, (int, float, np.integer, np.floating)) and not isinstance(value, bool)
+    if not number or not float(value).is_integer():
         raise ConfigurationError(f"{name}={value!r} must be a whole number of steps.")
     if not least <= value <= MAX_STEPS:
         raise ConfigurationError(f"{name}={value!r} must be between {least} and {MAX_STEPS:,} steps.")

@@ -13,9 +13,10 @@ from ..errors import ConfigurationError, FitError
 from .annealing import STEEPEST, AnnealingProblem, row_weights
 from .answers import plain, positive
 from .base import ScalingLaw
-from .fitting import OBJECTIVES, minimise, objective_value
+from .fitting import OBJECTIVES, minimise
 from .intervals import RollingErrors, drift_quantiles
 from .prediction import Evaluation, Prediction
+from .problem import objective_value
 from .schedules import areas, as_schedule, schedule_of_rows
 from .selection import Columns, progress, run_index, select
 from .table import _columns, read_table, run_labels
@@ -94,6 +95,11 @@ class AnnealingLaw(ScalingLaw):
     def loss(S1: Any, S2: Any, L0: float, A: float, alpha: float, C: float, lambda_: float) -> Any:
         """`L0 + A·S1^-alpha - C·S2`, nats per token; lambda_ is the one that S2 was made with."""
         return L0 + A * np.asarray(S1, float) ** -alpha - C * np.asarray(S2, float)
+
+    @property
+    def needs(self) -> tuple[str, ...]:
+        """Columns that a table must have beside the loss; the areas are made from them."""
+        return ("step", "lr")
 
     def settings(self) -> dict[str, Any]:
         """The constructor's arguments, as stored in JSON."""
@@ -235,7 +241,8 @@ class AnnealingLaw(ScalingLaw):
         for left in np.unique(run):
             rest = set(np.unique(run)) - {left}
             if len(rest) >= 2 and rest & fallen:
-                parts.append(tuple({n: v[keep] for n, v in columns.items()} for keep in (run != left, run == left)))
+                own = run == left
+                parts.append(({n: v[~own] for n, v in columns.items()}, {n: v[own] for n, v in columns.items()}))
         return parts
 
     def _errors(self, rest: Columns, run: Columns) -> np.ndarray:
