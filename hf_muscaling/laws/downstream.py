@@ -47,14 +47,16 @@ class DownstreamLaw(ScoreInterval):
       scores bend: beyond them a line then misleads, and its interval does not know.
 
     `chance` is the score of guessing (0.25 for four answers): a number, or else the column `chance` of the table, or
-    else 0. `ceiling` is the highest score, 1 by default; None estimates it (sigmoid only), which takes scores that
-    level off.
+    else 0. `ceiling` is the highest score; None (default) estimates it, and the interval averages over what the scores
+    leave open (a line takes 1). Stating 1.0 narrows the interval where scores are still low, wrongly so for a task that
+    levels off below.
 
     `fit(table)` takes checkpoints of one task: columns `loss` and `score` (shares of 1); `items` (questions), `run_id`,
     `step`, `weight` are used when present. The interval has the parameters (rows of a run count by their correlation),
     the noise of one score and drift below the fitted losses, calibrated by ordered hold-out (fit at high loss, score
-    at low loss). On synthetic truth (4 runs of 10 checkpoints, 1000 questions) 90 to 100 % of scores up to 0.4 nats
-    below the fitted losses lay in the 90 % interval, 83 % with the ceiling estimated.
+    at low loss). On synthetic truth (4 runs of 10 checkpoints, 1000 questions, 40 repeats) the 90 % interval held 88 to
+    98 % of scores up to 0.45 nats below the fitted losses, whether they rise to 1 or level off at 0.85; with
+    `ceiling=1.0` stated and 0.85 true, none at the far end.
 
     Source: Chen et al. 2024 (FLP), Scaling Laws for Predicting Downstream Performance in LLMs. Raises `FitError` for
     scores outside [0, 1], several tasks, fewer than 4 usable rows; warns `IdentificationWarning` when the score does
@@ -88,15 +90,13 @@ class DownstreamLaw(ScoreInterval):
     range_: dict[str, tuple[float, float]]
     selection_: str
 
-    def __init__(self, form: str = "sigmoid", chance: float | None = None, ceiling: float | None = 1.0):
+    def __init__(self, form: str = "sigmoid", chance: float | None = None, ceiling: float | None = None):
         if form not in FORMS:
             raise ConfigurationError(f"form={form!r} is not known. Choose one of: {', '.join(FORMS)}.")
         for name, value in (("chance", chance), ("ceiling", ceiling)):
             number = isinstance(value, (int, float, np.number)) and not isinstance(value, bool)
             if value is not None and not (number and 0 <= value <= 1):
                 raise ConfigurationError(f"{name}={value!r} must be a share of 1: 0.25 for one answer in four.")
-        if ceiling is None and form == "linear":
-            raise ConfigurationError("A line has no ceiling to estimate. Give ceiling=1.0, or form='sigmoid'.")
         _check_order(chance or 0.0, 1.0 if ceiling is None else ceiling)
         self.form = form
         self.chance = None if chance is None else float(chance)

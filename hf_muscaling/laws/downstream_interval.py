@@ -105,6 +105,7 @@ class ScoreInterval:
             z = (columns["score"] - mean) / np.sqrt(self._unit(mean, columns.get("items")) * size)
             misfit.append(float((independent(columns, z) * z * z).sum()))
         share = np.exp(-0.5 * (np.array(misfit) - min(misfit)))
+        share[-1] *= CEILINGS - 1  # before the runs, a score that goes up to 1 is as likely as all that level off
         return share / share.sum(), fits
 
     def _rolling(self) -> RollingErrors:
