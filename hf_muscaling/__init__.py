@@ -53,13 +53,19 @@ _HOME = {
     "series": ("train_series",),
     "runs": ("Run", "Series"),
     "laws": (
+        "AnnealingLaw",
         "ChinchillaLaw",
+        "DownstreamLaw",
         "KaplanLaw",
         "KaplanStepLaw",
         "PowerLaw",
         "ScalingLaw",
+        "TwoStage",
+        "constant_schedule",
+        "cosine_schedule",
         "evaluate_extrapolation",
         "extrapolation_grid",
+        "wsd_schedule",
     ),
     "readers": ("RunTable", "read_runs"),
     "data": ("DataConfig", "prepare_data"),
@@ -97,7 +103,19 @@ if TYPE_CHECKING:
     )
     from hf_muscaling.counting import count_parameters, training_flops
     from hf_muscaling.data import DataConfig, prepare_data
-    from hf_muscaling.laws import ChinchillaLaw, KaplanLaw, KaplanStepLaw, PowerLaw, ScalingLaw
+    from hf_muscaling.laws import (
+        AnnealingLaw,
+        ChinchillaLaw,
+        DownstreamLaw,
+        KaplanLaw,
+        KaplanStepLaw,
+        PowerLaw,
+        ScalingLaw,
+        TwoStage,
+        constant_schedule,
+        cosine_schedule,
+        wsd_schedule,
+    )
     from hf_muscaling.laws.evaluation import evaluate_extrapolation
     from hf_muscaling.laws.grid import extrapolation_grid
     from hf_muscaling.models import (

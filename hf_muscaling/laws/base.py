@@ -23,9 +23,9 @@ from . import answers, store
 from .fitting import check_objective
 from .prediction import Evaluation, Prediction
 from .selection import WINDOW, check_window, select
-from .table import MEANING, _columns, read_table, run_labels
+from .table import ANY_SIGN, MEANING, _columns, read_table, run_labels
 
-VARIABLES = ("N", "D", "S", "B", "C")
+VARIABLES = ("N", "D", "S", "B", "C", "S1", "S2")
 FAR = 10.0  #: times beyond the fitted range past which `predict` warns
 
 
@@ -123,6 +123,11 @@ class ScalingLaw(ABC):
         return {name: name for name in self.variables}
 
     @property
+    def needs(self) -> tuple[str, ...]:
+        """Columns that a table must have beside the loss."""
+        return tuple(self.columns.values())
+
+    @property
     def units(self) -> dict[str, str]:
         """Units of the loss and of each variable."""
         return {"loss": MEANING["loss"]} | {n: self.meanings.get(n, MEANING[c]) for n, c in self.columns.items()}
@@ -163,7 +168,7 @@ class ScalingLaw(ABC):
         loss = np.asarray(self.loss(*flat.values(), *self.params_.values()), float)
         low, high = self._interval(flat, level)
         low, high = np.minimum(low, loss), np.maximum(high, loss)
-        beyond = {name: flat[name] / self.range_[name][1] for name in flat}
+        beyond = {name: flat[name] / self.range_[name][1] for name in self.range_}
         factor = np.max(list(beyond.values()), axis=0)
         self._warn_far(beyond)
 
@@ -334,7 +339,8 @@ class ScalingLaw(ABC):
                 number = value.astype(float) if value.dtype.kind in "iufO" else None
             except (TypeError, ValueError):
                 number = None
-            if number is None or not (np.isfinite(number) & (number > 0)).all() or number.size == 0:
+            good = number is not None and number.size and np.isfinite(number).all()
+            if number is None or not good or not (name in ANY_SIGN or (number > 0).all()):
                 raise ConfigurationError(
                     f"predict({name}=…) expects finite numbers > 0 ({self.units[name]}), found {str(at[name])[:60]!r}."
                 )
