@@ -74,6 +74,11 @@ def _check_request(args: Any = None) -> None:
             f"The launcher asks for mixed precision {precision}, the training arguments do not, and they are what a "
             f"run's record tells: set {precision} there (--bf16), and 'no' in the launcher's configuration."
         )
+    if int(os.environ.get("PARALLELISM_CONFIG_TP_SIZE", "1")) > 1:
+        raise ConfigurationError(
+            "Accelerate's tp_size splits no model, it expects one that is split: load yours with "
+            "hf_muscaling.distributed.tensor_parallel and launch with recipes/accelerate/fsdp2_tp.yaml."
+        )
     if not fsdp_requested(args):
         return
     config = getattr(args, "fsdp_config", None) if getattr(args, "fsdp", None) else None
@@ -102,7 +107,7 @@ def accelerate_for(args: Any, model: Any = None) -> Iterator[None]:
     # Accelerate turns GPU-like kinds into FSDP and leaves MULTI_CPU as DDP, without a word, and refuses tensor
     # parallelism; no argument, variable or file gets round it. The device stays the CPU and the backend gloo. The one
     # private override of this package.
-    sharded = fsdp_requested(args) or getattr(model, "is_distributed_loading_by_transformers", False)
+    sharded = fsdp_requested(args) or is_split(model)
     if sharded and state.distributed_type == DistributedType.MULTI_CPU:
         PartialState._shared_state["distributed_type"] = DistributedType.MULTI_GPU
     launched = os.environ.get("ACCELERATE_USE_FSDP")
@@ -113,14 +118,29 @@ def accelerate_for(args: Any, model: Any = None) -> Iterator[None]:
             os.environ.pop("ACCELERATE_USE_FSDP", None)
 
 
-def check_accelerator(accelerator: "Accelerator", args: Any) -> None:
+def is_split(model: Any) -> bool:
+    """Whether a model came out of `tensor_parallel`, or was sharded by transformers at load in another way."""
+    return bool(getattr(model, "is_distributed_loading_by_transformers", False))
+
+
+def check_accelerator(accelerator: "Accelerator", args: Any, model: Any = None) -> None:
     """Raise ConfigurationError unless the accelerator does what was asked for; make FSDP2 report fp32 losses."""
     import torch
     from torch.distributed.fsdp import MixedPrecisionPolicy
 
     _check_processes(accelerator.num_processes)
+    if is_split(model) and str(getattr(args.save_strategy, "value", args.save_strategy)) != "no":
+        raise ConfigurationError(
+            "Checkpoints of a tensor-parallel model cannot be continued: Trainer writes the first process's part of "
+            "Adam's state only. Set save_strategy='no'; trainer.save_model gathers the whole model at the end."
+        )
     if not fsdp_requested(args):
         return
+    if is_split(model):
+        raise ConfigurationError(
+            "The model is split already: launch without FSDP (recipes/accelerate/fsdp2_tp.yaml) and give "
+            "tensor_parallel its fsdp_size instead."
+        )
     if not accelerator.is_fsdp2:
         raise ConfigurationError(
             f"FSDP was asked for, but Accelerate chose {accelerator.distributed_type.value}: start the script with a "

@@ -58,7 +58,7 @@ def launched(command, folder, processes, **variables):
 
 class TestFiles:
     def test_they_are_there(self):
-        assert {f.stem for f in FILES} >= {"cpu", "ddp_cpu", "ddp", "fsdp2", "fsdp2_nodes"}
+        assert {f.stem for f in FILES} >= {"cpu", "ddp_cpu", "ddp", "fsdp2", "fsdp2_nodes", "fsdp2_tp"}
 
     @pytest.mark.parametrize("path", FILES, ids=lambda p: p.stem)
     def test_accelerate_reads_them(self, path):
@@ -117,7 +117,10 @@ class TestLess:
     @pytest.fixture
     def alone(self, monkeypatch):
         for name in list(os.environ):
-            if name.startswith(("ACCELERATE_", "FSDP_")) or name in ("MASTER_ADDR", "WORLD_SIZE"):
+            if name.startswith(("ACCELERATE_", "FSDP_", "PARALLELISM_CONFIG_")) or name in (
+                "MASTER_ADDR",
+                "WORLD_SIZE",
+            ):
                 monkeypatch.delenv(name)
         return monkeypatch
 
@@ -134,6 +137,7 @@ class TestLess:
             ({"ACCELERATE_USE_FSDP": "true"}, "FSDP version 1 is not supported"),
             ({"ACCELERATE_USE_FSDP": "true", "FSDP_VERSION": "1"}, "fsdp_version: 2"),
             ({"ACCELERATE_USE_DEEPSPEED": "true"}, "DeepSpeed is not supported"),
+            ({"PARALLELISM_CONFIG_TP_SIZE": "2"}, "splits no model"),
         ],
     )
     def test_the_launcher(self, alone, variables, message):

@@ -21,7 +21,7 @@ STEPS = 50
 FSDP = {"fsdp": True, "fsdp_config": {"version": 2}}
 
 
-def make_trainer(name, tied, folder, seed=0, base=None, **settings):
+def make_trainer(name, tied, folder, seed=0, base=None, model=None, **settings):
     """Return a trainer of a small μP model at twice its base width; two processes share each batch of 8."""
     import torch
     from transformers import default_data_collator
@@ -33,7 +33,7 @@ def make_trainer(name, tied, folder, seed=0, base=None, **settings):
     architecture = Architecture(name)
     spread = 0.4 if name == "t5" else 0.2  # more makes T5's first losses huge, and rounding errors grow
     config = architecture.base(width=16, layers=2, initializer_range=spread, tie_word_embeddings=tied).at_width(32)
-    model = architecture.model(config, seed)
+    model = model or architecture.model(config, seed)
     assert (model.get_output_embeddings().weight is model.get_input_embeddings().weight) == tied
     processes = int(os.environ.get("WORLD_SIZE", "1"))
     defaults = {
