@@ -102,6 +102,8 @@ def accelerate_for(args: Any, model: Any = None) -> Iterator[None]:
     from accelerate.utils import DistributedType
 
     _check_request(args)
+    if is_split(model):
+        _check_split(args)
     args.device  # noqa: B018  makes the process group and Accelerate's state
     state = PartialState()
     # Accelerate turns GPU-like kinds into FSDP and leaves MULTI_CPU as DDP, without a word, and refuses tensor
@@ -123,24 +125,27 @@ def is_split(model: Any) -> bool:
     return bool(getattr(model, "is_distributed_loading_by_transformers", False))
 
 
-def check_accelerator(accelerator: "Accelerator", args: Any, model: Any = None) -> None:
+def _check_split(args: Any) -> None:
+    if fsdp_requested(args):
+        raise ConfigurationError(
+            "The model is split already: launch without FSDP (recipes/accelerate/fsdp2_tp.yaml) and give "
+            "tensor_parallel its fsdp_size instead."
+        )
+    if str(getattr(args.save_strategy, "value", args.save_strategy)) != "no":
+        raise ConfigurationError(
+            "Checkpoints of a tensor-parallel model cannot be continued: Trainer writes the first process's part of "
+            "Adam's state only. Set save_strategy='no'; trainer.save_model gathers the whole model at the end."
+        )
+
+
+def check_accelerator(accelerator: "Accelerator", args: Any) -> None:
     """Raise ConfigurationError unless the accelerator does what was asked for; make FSDP2 report fp32 losses."""
     import torch
     from torch.distributed.fsdp import MixedPrecisionPolicy
 
     _check_processes(accelerator.num_processes)
-    if is_split(model) and str(getattr(args.save_strategy, "value", args.save_strategy)) != "no":
-        raise ConfigurationError(
-            "Checkpoints of a tensor-parallel model cannot be continued: Trainer writes the first process's part of "
-            "Adam's state only. Set save_strategy='no'; trainer.save_model gathers the whole model at the end."
-        )
     if not fsdp_requested(args):
         return
-    if is_split(model):
-        raise ConfigurationError(
-            "The model is split already: launch without FSDP (recipes/accelerate/fsdp2_tp.yaml) and give "
-            "tensor_parallel its fsdp_size instead."
-        )
     if not accelerator.is_fsdp2:
         raise ConfigurationError(
             f"FSDP was asked for, but Accelerate chose {accelerator.distributed_type.value}: start the script with a "

@@ -158,7 +158,7 @@ class MuTrainer(Trainer):
         """Create the accelerator, and refuse one that does less than the launcher was asked for."""
         with distributed.accelerate_for(self.args, self.model):
             super().create_accelerator_and_postprocess()
-        distributed.check_accelerator(self.accelerator, self.args, self.model)
+        distributed.check_accelerator(self.accelerator, self.args)
 
     def get_batch_samples(self, epoch_iterator, num_batches, device):
         """Fetch one optimizer step's batches and count their tokens over all processes.

@@ -115,6 +115,8 @@ def main():
         # ranks start from different weights: those of the first count
         result = {f"{name} {tied}": curve(name, tied, folder, seed=7 * rank, **settings) for name, tied in MODELS}
         result["checkpointing"] = curve("t5", True, folder, activation_checkpointing=True, **settings)
+        # without a code generator, which takes a minute; what it wraps and renames is the same
+        result["compiled"] = curve("llama", True, folder, torch_compile_backend="aot_eager", **settings)
         result["flat"] = curve("llama", False, folder, base=flat_trainer(), **settings)
     Path(f"{options.out}.{rank}").write_text(json.dumps(result))
 
@@ -169,6 +171,12 @@ def test_lost_groups_show(together):
     for rank in together:
         gaps = [abs(a - b) for a, b in zip(rank["flat"]["loss"], reference, strict=True)]
         assert gaps[0] < 1e-5 and max(gaps) > 1e-2
+
+
+def test_compilation_changes_nothing(together):
+    for rank in together:
+        assert rank["compiled"]["loss"] == pytest.approx(alone("llama", True)["loss"], abs=1e-5)
+        assert rank["compiled"]["groups"] == alone("llama", True)["groups"]
 
 
 def test_activation_checkpointing_changes_nothing(together):
