@@ -1,13 +1,13 @@
 """When a run of a sweep is hopeless: a rule that spares the optimum's basin, and a pruner of Optuna that applies it.
 
-A run is stopped at step t only if its loss is still above what some other run had at t/8. Why this spares the runs that
+A run is stopped at step t only if its loss is still above what some other run had at t/4. Why this spares the runs that
 matter:
 
 * Too small a learning rate. While training is stable, a run with rate η/k follows the run with rate η, k times slower
-  (gradient flow depends on η·t alone). A rate within a factor of 8 of the best is therefore never behind the best's
-  loss at t/8. Linear warm-up, whose first t/8 steps have far less than an eighth of the rates' sum, widens this.
+  (gradient flow depends on η·t alone). A rate within a factor of 4 of the best is therefore never behind the best's
+  loss at t/4. Linear warm-up, whose first t/4 steps have far less than a quarter of the rates' sum, widens this.
 * Too large a learning rate. Such a run's loss falls last, when the schedule decays, so that its loss midway says
-  little; but only one that hardly learns at all is above the others' loss at t/8.
+  little; but only one that hardly learns at all is above the others' loss at t/4.
 * Noise. All runs see the same batches in the same order, and losses are means over a stretch of steps; a margin of 1 %,
   more than twice what two seeds of one width differ by at base width, is left on top.
 
@@ -21,10 +21,10 @@ from typing import Any
 
 from hf_muscaling.errors import ConfigurationError
 
-LAG = 8
+LAG = 4
 MARGIN = 0.01
 RUNGS = 6
-"""Losses are compared at steps T/2, T/4 and T/8 with those at T/16, T/32 and T/64."""
+"""Losses are compared at steps T/2, T/4, T/8 and T/16 with those at T/8, T/16, T/32 and T/64."""
 
 
 def require_optuna() -> Any:
@@ -56,12 +56,12 @@ def rung_loss(curve: Iterable[Mapping[str, float]], rung: int) -> float | None:
 
 
 def hopeless(losses: Mapping[int, float], others: Iterable[Mapping[int, float]], steps: int) -> bool:
-    """Return whether to stop a run: at its last rung its loss is 1 % above another's at an eighth of the rung.
+    """Return whether to stop a run: at its last rung its loss is 1 % above another's at a quarter of the rung.
 
     `losses` maps rungs to losses, as do `others`, of runs with as many steps. A loss that is not finite is hopeless.
 
     >>> fast = {13: 6.0, 25: 5.5, 50: 5.0, 100: 4.5}
-    >>> hopeless({13: 6.9, 25: 6.8, 50: 6.4, 100: 5.9}, [fast], steps=800), hopeless({100: 6.1}, [fast], steps=800)
+    >>> hopeless({25: 6.8, 50: 6.3, 100: 5.5}, [fast], steps=800), hopeless({100: 5.7}, [fast], steps=800)
     (False, True)
     """
     if not losses:
@@ -88,7 +88,7 @@ def basin_pruner(steps: int) -> Any:
     Base: Any = require_optuna().pruners.BasePruner
 
     class BasinPruner(Base):
-        """Stop a trial whose loss at a rung is above another's at an eighth of the rung."""
+        """Stop a trial whose loss at a rung is above another's at a quarter of the rung."""
 
         def prune(self, study: Any, trial: Any) -> bool:
             """Return whether the trial should be stopped."""
