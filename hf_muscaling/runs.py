@@ -66,6 +66,13 @@ class Run:
         """Whether the run reached its last step."""
         return self.status == "finished"
 
+    @property
+    def precision(self) -> str:
+        """Return "bf16" or "fp16" for mixed precision, "fp32" without, "" where the settings do not say."""
+        if "bf16" not in self.settings:
+            return ""
+        return "bf16" if self.settings["bf16"] else "fp16" if self.settings.get("fp16") else "fp32"
+
     def to_dict(self) -> dict[str, Any]:
         """Return the record as plain JSON types."""
         return asdict(self)
@@ -123,7 +130,7 @@ class Series(Sequence[Run]):
 
     def to_rows(self) -> list[dict[str, Any]]:
         """Return the finished runs as the table that laws fit: one dict a run."""
-        keys = ("N", "N_non_embedding", "D", "S", "B", "C", "loss", "run_id", "seed", "width", "family")
+        keys = ("N", "N_non_embedding", "D", "S", "B", "C", "loss", "run_id", "seed", "width", "family", "precision")
         return [{key: getattr(run, key) for key in keys} for run in self.runs if run.finished]
 
     def to_jsonl(self, path: str | os.PathLike[str]) -> None:

@@ -294,9 +294,10 @@ class ScalingLaw(ABC):
             keep = columns["weight"] > 0
             columns = {name: values[keep] for name, values in columns.items()}
         self._warn_families(raw)
+        mixed = _mixed_precisions(raw)
         selection = select(columns, self.window, self.rows, self.last_only)
         order = [*self.columns.values(), "loss", "weight", *self.labels]
-        return {name: selection.columns[name] for name in order if name in selection.columns}, selection.text
+        return {name: selection.columns[name] for name in order if name in selection.columns}, selection.text + mixed
 
     def _warn_families(self, raw: Mapping[str, Any]) -> None:
         families = {str(value) for value in raw.get("family", ()) if value not in (None, "")}
@@ -358,3 +359,19 @@ class ScalingLaw(ABC):
                     ExtrapolationWarning,
                     stacklevel=3,
                 )
+
+
+def _mixed_precisions(raw: Mapping[str, Any]) -> str:
+    """Warn of runs that differ in precision, and return the words that end the sentence on what was fitted."""
+    known = [str(value) for value in raw.get("precision", ()) if value not in (None, "")]
+    names = sorted(set(known))
+    if len(names) < 2:
+        return ""
+    shown = ", ".join(f"{known.count(name)} in {name}" for name in names)
+    warnings.warn(
+        f"The table mixes precisions ({shown}): rounding shifts a loss by its own amount at every size, which the law "
+        "takes for a trend. Train all runs of a series in one precision.",
+        UserWarning,
+        stacklevel=4,
+    )
+    return f"; mixed precisions: {shown}"

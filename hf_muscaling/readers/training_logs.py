@@ -126,7 +126,11 @@ def read_series(folder: str | os.PathLike[str], **options: Any) -> RunTable:
     if not any(row["family"] for row in rows):
         rows = [{k: v for k, v in row.items() if k != "family"} for row in rows]
     notes = [f"{len(runs) - len(finished)} diverged runs were left out"] if len(finished) < len(runs) else []
-    return tidy(columns_of(rows, root), str(root), Given.of(options), notes)
+    table = tidy(columns_of(rows, root), str(root), Given.of(options), notes)
+    precisions = {run.run_id: run.precision for run in finished}
+    if any(precisions.values()):  # a law says so when they differ
+        table["precision"] = np.array([precisions[str(name)] for name in table["run_id"]], object)
+    return table
 
 
 # -- shared ------------------------------------------------------------------------------------------------------------
