@@ -9,6 +9,7 @@ import math
 import os
 import shutil
 import time
+import traceback
 from collections.abc import Callable
 from contextlib import contextmanager
 from importlib.metadata import version
@@ -26,7 +27,7 @@ from hf_muscaling.checkpoints import CheckpointKeeper, StopInTime, last_valid_ch
 from hf_muscaling.counting import count_parameters, training_flops
 from hf_muscaling.data.objectives import ObjectiveBlocks
 from hf_muscaling.data.packing import PackedBlocks, collate_blocks
-from hf_muscaling.errors import ConfigurationError, Preempted, RecordError, TrainingError
+from hf_muscaling.errors import ConfigurationError, MuScalingError, Preempted, RecordError, TrainingError
 from hf_muscaling.folders import exclusive
 from hf_muscaling.interruption import listening, stop
 from hf_muscaling.models import pretraining_class, pretraining_objective
@@ -221,21 +222,32 @@ def _recorded(path: Path, config: PreTrainedConfig, settings: dict[str, Any]) ->
 def _machine_trouble(error: Exception, path: Path, processes: int) -> str | None:
     """Return cause and remedy of an error that is the machine's: a full disk, a lost process; else None."""
     text = str(error)
-    # safetensors writes the number into its message, torch only that a write failed
+    if isinstance(error, MuScalingError):
+        return None  # it says so itself
+    # safetensors puts the number into its message; torch says "iostream error" or less, but from one place
     full = getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT) or "os error 28" in text
-    if full or "PytorchStreamWriter" in text:
-        what = "The disk is full" if full else f"A file cannot be written ({text[:60]}…; is the disk full?)"
+    if full or isinstance(error, RuntimeError) and _from_torch_save(error):
+        what = (
+            "The disk is full" if full else f"A checkpoint cannot be written, the disk is probably full ({text[:60]})"
+        )
         return (
             f"{what}: {path.name} stopped while writing below {path}. Free some space (or choose another output "
             "folder) and run the same command again; finished runs are kept and are not trained again."
         )
     lost = ("closed by peer", "reset by peer", "Broken pipe", "NCCL", "gloo")
-    if processes > 1 and not isinstance(error, TrainingError) and any(word in text for word in lost):
+    if processes > 1 and any(word in text for word in lost):
         return (
             f"One of the {processes} processes that train {path.name} together is gone ({text[:120]}): it was killed, "
             "ran out of memory, or lost the network. The same command continues from the last checkpoint."
         )
     return None
+
+
+def _from_torch_save(error: BaseException) -> bool:
+    frames = traceback.walk_tb(error.__traceback__)
+    return any(
+        f.f_code.co_filename == torch.serialization.__file__ and "load" not in f.f_code.co_name for f, _ in frames
+    )
 
 
 def _train(config, args, train_dataset, eval_dataset, path, model_class, data_collator, callbacks, save_model) -> Run:

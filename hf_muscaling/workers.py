@@ -58,6 +58,7 @@ class _Worker:
     process: subprocess.Popen
     inbox: Connection
     outbox: Connection
+    ready: bool = False  # it has imported torch; until then another worker may be free earlier
     task: Task | None = None
     knows: int = 0  # which version of the shared data it was sent
 
@@ -80,6 +81,7 @@ class Workers:
         self._queue: deque[Task] = deque()
         self._runs: dict[int, Any] = {}
         self._stopping_since: float | None = None
+        self._stillborn = 0
 
     def __enter__(self) -> "Workers":
         return self
@@ -133,7 +135,9 @@ class Workers:
             self._stop_workers()
         self._feed()
         for outbox in wait([w.outbox for w in self._workers], timeout):
-            worker = next(w for w in self._workers if w.outbox is outbox)
+            worker = next((w for w in self._workers if w.outbox is outbox), None)
+            if worker is None:
+                continue  # closed by what another one said
             if (message := _received(outbox)) is None:
                 self._lost(worker)
             else:
@@ -173,8 +177,8 @@ class Workers:
         return _Worker(process, inbox, outbox)
 
     def _feed(self) -> None:
-        for worker in self._workers:
-            if worker.task is None and self._queue and self._stopping_since is None:
+        for worker in self._workers[: self.count]:
+            if worker.ready and worker.task is None and self._queue and self._stopping_since is None:
                 task = worker.task = self._queue.popleft()
                 try:
                     if worker.knows != self._version:
@@ -191,6 +195,8 @@ class Workers:
         task = worker.task
         if kind == "log":
             logging.getLogger(content[0].name).handle(content[0])
+        elif kind == "ready":
+            worker.ready = True
         elif task is None:
             return
         elif kind == "begin":
@@ -221,10 +227,16 @@ class Workers:
         if self._stopping_since is not None:
             del self._workers[place]
             return
+        how = f"was killed ({signal.Signals(-status).name})" if status < 0 else f"ended with status {status}"
+        self._stillborn += not worker.ready
+        if self._stillborn >= LOST_AT_MOST:
+            raise TrainingError(
+                f"A worker process {how} before it could train, {self._stillborn} times: see its messages above, or "
+                "use placement 'together'. Finished runs are kept."
+            )
         self._workers[place] = self._start(place)
         if task is None:
             return
-        how = f"was killed ({signal.Signals(-status).name})" if status < 0 else f"ended with status {status}"
         task.losses += 1
         if task.losses >= LOST_AT_MOST:
             raise TrainingError(
@@ -315,6 +327,9 @@ def serve() -> None:
             os._exit(0)  # nobody listens
 
     logging.getLogger().addHandler(_Forward(say))
+    import hf_muscaling.training  # noqa: F401  which takes seconds
+
+    say("ready")
     shared: tuple[Any, Any, Any, dict[str, Any]] = (None, None, None, {})
     while True:
         try:
