@@ -68,11 +68,11 @@ def place(
 
     Raises ConfigurationError for an unknown mode. Example:
 
-    >>> place([9e11] * 8, lanes=2).apart
+    >>> place([9e12] * 8, lanes=2).apart
     (0, 1, 2, 3, 4, 5, 6, 7)
-    >>> plan = place([9e11, 1e12, 2e13], lanes=2)
+    >>> plan = place([9e12, 9e12, 9e12, 9e12, 2e13], lanes=2)
     >>> plan.together, plan.apart, plan.workers
-    ((2,), (1, 0), 2)
+    ((4,), (0, 1, 2, 3), 2)
     """
     if mode not in PLACEMENTS:
         raise ConfigurationError(f"placement={mode!r} is unknown; use one of {', '.join(PLACEMENTS)}.")
@@ -86,6 +86,8 @@ def place(
         rest = order[k:]
         workers = _fitting(rest, max(min(lanes // width, len(rest)), 1), memory, memory_limit)
         before = sum(costs[i] for i in order[:k]) / (rate * speed_up(lanes))
+        if workers > own_lane:
+            before += min(START, before) / lanes  # the workers' imports take turns with the runs trained meanwhile
         starts = [0.0 if lane == 0 and own_lane else max(START - before, 0.0) for lane in range(workers)]
         _, span = assign([costs[i] / (rate * speed_up(width)) for i in rest], starts)
         return Placement(tuple(sorted(order[:k])), tuple(rest), workers, width, before + span)

@@ -92,7 +92,7 @@ def jump_clock() -> None:
 
 
 INSIDE: dict[str, Callable[[], None]] = {
-    "data": lambda: patch(training, "set_seed", before=on_call(1, lambda *_: die())),
+    "start": lambda: patch(training, "set_seed", before=on_call(1, lambda *_: die())),
     "grid": lambda: patch(MuTrainer, "training_step", before=on_call(13, lambda *_: die())),
     "proxy": lambda: patch(MuTrainer, "training_step", before=on_call(57, lambda *_: die())),
     "checkpoint": lambda: patch(MuTrainer, "_save_optimizer_and_scheduler", before=on_call(3, lambda *_: die())),
