@@ -70,9 +70,9 @@ def place(
 
     >>> place([9e12] * 8, lanes=2).apart
     (0, 1, 2, 3, 4, 5, 6, 7)
-    >>> plan = place([9e12, 9e12, 9e12, 9e12, 2e13], lanes=2)
+    >>> plan = place([4e12] * 8 + [4.8e13], lanes=2)
     >>> plan.together, plan.apart, plan.workers
-    ((4,), (0, 1, 2, 3), 2)
+    ((8,), (0, 1, 2, 3, 4, 5, 6, 7), 2)
     """
     if mode not in PLACEMENTS:
         raise ConfigurationError(f"placement={mode!r} is unknown; use one of {', '.join(PLACEMENTS)}.")

@@ -134,11 +134,11 @@ class Workers:
         if stop.asked:
             self._stop_workers()
         self._feed()
-        for outbox in wait([w.outbox for w in self._workers], timeout):
-            worker = next((w for w in self._workers if w.outbox is outbox), None)
-            if worker is None:
-                continue  # closed by what another one said
-            if (message := _received(outbox)) is None:
+        speaking = wait([w.outbox for w in self._workers], timeout)
+        for worker in [w for w in self._workers if w.outbox in speaking]:
+            if worker.outbox.closed:
+                continue  # because of what another one said
+            if (message := _received(worker.outbox)) is None:
                 self._lost(worker)
             else:
                 self._hear(worker, message)
@@ -330,25 +330,26 @@ def serve() -> None:
     import hf_muscaling.training  # noqa: F401  which takes seconds
 
     say("ready")
-    shared: tuple[Any, Any, Any, dict[str, Any]] = (None, None, None, {})
+    shared: list[Any] = []
     while True:
         try:
             kind, *content = pickle.loads(messages.get())
             if kind == "share":
-                shared = tuple(content)  # type: ignore[assignment]
+                shared = content
             else:
-                say("done", _train(say, *content, *shared))
+                say("done", _train(say, content, shared))
         except Exception as error:
             say("failed", *_sendable(error))
 
 
-def _train(say, config, arguments, threads, train_dataset, eval_dataset, folder, options):
+def _train(say: Callable, job: list[Any], shared: list[Any]) -> Any:
     import torch
 
     from hf_muscaling.training import train_run
 
+    config, (arguments_class, values), threads = job
+    train_dataset, eval_dataset, folder, options = shared
     torch.set_num_threads(threads)
-    arguments_class, values = arguments
     args = arguments_class(**values)
     return train_run(config, args, train_dataset, eval_dataset, folder, callbacks=[_reporter(say)], **options)
 
