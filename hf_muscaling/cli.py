@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from importlib import import_module
 
 from hf_muscaling import __version__
-from hf_muscaling.errors import MuScalingError
+from hf_muscaling.errors import MuScalingError, Preempted
 
 COMMANDS = {
     "run-series": ("run_series", "train a series, fit its law, predict a larger model"),
@@ -18,6 +18,8 @@ COMMANDS = {
     "export": ("export", "fold a saved μP model into a stock transformers model"),
 }
 """Each command's module in `hf_muscaling.commands`, whose `run(arguments)` does it, and what it is for."""
+
+PREEMPTED = 75
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -43,9 +45,15 @@ def run_series(arguments: Sequence[str] | None = None, description: str | None =
 
 
 def guarded(job: Callable[[], int | None]) -> int:
-    """Run a job; its status is 0 unless it says otherwise, and 2 for an error the user can act on, in a paragraph."""
+    """Run a job; its status is 0 unless it says otherwise, and 2 for an error the user can act on, in a paragraph.
+
+    After SIGTERM it is 75 (EX_TEMPFAIL of sysexits.h): the same command continues. After Ctrl-C it is 130.
+    """
     try:
         return job() or 0
+    except Preempted as error:
+        print(f"\n{error}", file=sys.stderr)
+        return PREEMPTED
     except MuScalingError as error:
         print(f"\n{type(error).__name__}: {error}", file=sys.stderr)
         return 2

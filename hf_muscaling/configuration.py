@@ -14,6 +14,7 @@ from transformers import HfArgumentParser
 
 from hf_muscaling.distributed import launched_processes
 from hf_muscaling.errors import ConfigurationError
+from hf_muscaling.placement import PLACEMENTS
 
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig
@@ -69,7 +70,10 @@ class ExperimentConfig:
     bf16: bool = _option(False, "Mixed precision with bf16.")
     gradient_checkpointing: bool = _option(False, "Recompute activations in the backward pass: less memory.")
     compile: bool = _option(False, "Compile the models with torch.compile, for each shape anew.")
-    threads: int = _option(0, "CPU threads per process; 0 shares this machine's cores among its processes.")
+    threads: int = _option(0, "CPU threads per launched process; 0 shares this machine's cores among them.")
+    placement: str = _option(
+        "auto", "Runs side by side, a thread, GPU or launched process each: auto, together (never) or apart (always)."
+    )
     seed: int = _option(0, "Seed of the batch order and of the first initialisation.")
     checkpoint_steps: int = _option(200, "Steps between checkpoints of a run.")
     logging_steps: int = _option(10, "Steps between rows of a loss curve.")
@@ -122,6 +126,8 @@ class ExperimentConfig:
             )
         if not 0 < self.level < 1:
             raise ConfigurationError(f"level={self.level} must lie between 0 and 1.")
+        if self.placement not in PLACEMENTS:
+            raise ConfigurationError(f"placement={self.placement!r} is unknown; use one of {', '.join(PLACEMENTS)}.")
         if self.threads < 0:
             raise ConfigurationError(f"threads must be 0 (share the cores) or positive, got {self.threads}.")
 

@@ -25,5 +25,9 @@ class TrainingError(MuScalingError, RuntimeError):
     """Training cannot go on: every run diverged, the disk is full, the output folder is not writable."""
 
 
+class Preempted(MuScalingError, RuntimeError):
+    """Training was asked to stop (SIGTERM) and did so at a checkpoint; commands end with status 75, "try again"."""
+
+
 class UnknownQuantityError(RecordError):
     """A file of runs does not say something that a law needs; the message names the keyword that supplies it."""

@@ -101,25 +101,28 @@ def run_experiment(config: ExperimentConfig, progress: bool = True) -> Experimen
 
     Writes below `config.output_dir`: `runs/` (a folder a run), `runs.jsonl`, `law.json`, `experiment.json`,
     `prediction.json`, `report.md` and the plots. Raises ConfigurationError, DataError or TrainingError early, each with
-    its remedy; TrainingError if every run of the grid diverges.
+    its remedy; TrainingError if every run of the grid diverges; Preempted after SIGTERM.
     """
     from accelerate import PartialState
 
+    from hf_muscaling.folders import writable_folder
+    from hf_muscaling.interruption import listening
     from hf_muscaling.report import write_report
-    from hf_muscaling.series import writable_folder
+    from hf_muscaling.workers import Workers
 
     config.base_config()
     folder = writable_folder(config.output_dir)
     args = config.training_arguments()
-    setup = prepare_experiment(config, progress)
-    result = _train_and_predict(config, setup, args, folder, progress)
-    if args.process_index == 0:
-        write_report(result, folder)
-    PartialState().wait_for_everyone()
+    with listening(), Workers() as workers:
+        setup = prepare_experiment(config, progress)
+        result = _train_and_predict(config, setup, args, folder, workers, progress)
+        if args.process_index == 0:
+            write_report(result, folder)
+        PartialState().wait_for_everyone()
     return result
 
 
-def _train_and_predict(config, setup, args, folder, progress) -> ExperimentResult:
+def _train_and_predict(config, setup, args, folder, workers, progress) -> ExperimentResult:
     from hf_muscaling.counting import count_parameters
     from hf_muscaling.progress import SeriesProgress
     from hf_muscaling.series import Job, run_jobs
@@ -144,7 +147,7 @@ def _train_and_predict(config, setup, args, folder, progress) -> ExperimentResul
     main = args.process_index == 0
     bar = SeriesProgress(costs, f"{config.architecture} series", enabled=progress and main)
     options: dict[str, Any] = {"family": experiment_family(config, data), "hashes": hashes, "progress": bar}
-    options["data_collator"] = setup.data_collator
+    options |= {"data_collator": setup.data_collator, "placement": config.placement, "workers": workers}
     datasets = (setup.train_dataset, setup.heldout_dataset, folder / "runs")
     try:
         if main:

@@ -1,6 +1,7 @@
-"""Progress of a series on the terminal: one bar for the whole, one for the run at hand, and the time left."""
+"""Progress of a series on the terminal: one bar for the whole, one for each run under way, and the time left."""
 
 import sys
+import time
 from collections.abc import Iterable
 from typing import Any
 
@@ -16,59 +17,106 @@ def run_cost(N: float, D: float) -> float:
     return D * (6.0 * N + STEP_OVERHEAD)
 
 
-class SeriesProgress(TrainerCallback):
-    """Two bars: the series, weighted by each run's cost so that its estimate of the time left holds, and the run."""
+class SeriesProgress:
+    """The bars of a series: one weighted by each run's cost, so that its estimate of the time left holds however many
+    runs are trained side by side, and one for each of these.
+    """
 
     def __init__(self, costs: Iterable[float], description: str = "series", enabled: bool = True):
         # a log file gets a line every ten seconds instead of one every frame
         pace = {"mininterval": 0.5 if sys.stderr.isatty() else 10.0, "disable": not enabled, "dynamic_ncols": True}
         self.pace: dict[str, Any] = pace
         layout = "{desc} {percentage:3.0f}%|{bar:20}| {elapsed} elapsed, {remaining} left{postfix}"
-        self.series = tqdm(total=sum(costs), desc=description, bar_format=layout, position=0, **pace)
-        self.run: Any = None
-        self.name = ""
-        self.cost = 0.0
-        self.done = 0.0
+        self.bar = _steady(tqdm(total=sum(costs), desc=description, bar_format=layout, position=0, **pace))
+        self.runs: dict[int, RunProgress] = {}
 
-    def start(self, name: str, cost: float) -> None:
-        """Announce the run that is trained next."""
-        self.cost, self.done, self.name = cost, 0.0, name
-        self.series.set_postfix_str(name, refresh=False)
+    def start(self, name: str, cost: float) -> "RunProgress":
+        """Announce a run that is trained next; its bar takes the first free line."""
+        line = next(k for k in range(1, len(self.runs) + 2) if k not in self.runs)
+        self.runs[line] = run = RunProgress(self, name, cost, line)
+        self.bar.set_postfix_str(name if len(self.runs) == 1 else f"{len(self.runs)} runs", refresh=False)
+        return run
 
-    def finish(self) -> None:
-        """Count the run at hand as done; one that was read back, not trained, leaves the total instead."""
-        if self.run is None and self.done == 0.0:
-            self.series.total = max(self.series.total - self.cost, self.series.n)
-            self.series.refresh()
-        else:
-            self._advance(1.0)
-        if self.run is not None:
-            self.run.close()
-        self.run, self.cost, self.done = None, 0.0, 0.0
+    def skip(self, cost: float) -> None:
+        """Leave a run that was read back, not trained, out of the total."""
+        self.bar.total = max(self.bar.total - cost, self.bar.n)
+        self.bar.refresh()
+
+    def advance(self, cost: float) -> None:
+        """Count some cost as done, never past the end by a rounding error."""
+        self.bar.update(min(cost, self.bar.total - self.bar.n))
 
     def close(self) -> None:
         """Leave the series bar on the screen and stop."""
-        if self.run is not None:
-            self.run.close()
-        self.series.close()
+        for run in list(self.runs.values()):
+            run.drop()
+        self.bar.close()
+
+
+class RunProgress(TrainerCallback):
+    """One run's bar: a callback of the Trainer in this process, or told by another process's messages."""
+
+    def __init__(self, series: SeriesProgress, name: str, cost: float, line: int):
+        self.series, self.name, self.cost, self.line = series, name, cost, line
+        self.bar: Any = None
+        self.done = 0.0
+        self.steps = 1
+
+    def begin(self, steps: int, first: int) -> None:
+        """Show the bar of a run of so many steps that starts after the first few."""
+        self.steps = steps
+        if self.bar is not None:  # the process that trained it was lost, another one continues
+            self.bar.close()
+        bar = tqdm(
+            total=steps, initial=first, desc=self.name, unit="step", leave=False, position=self.line, **self.series.pace
+        )
+        self.bar = _steady(bar)
+
+    def reach(self, step: int) -> None:
+        """Show that a step is done."""
+        if self.bar is not None:
+            self.bar.update(step - self.bar.n)
+        self._advance(step / self.steps)
+
+    def show_loss(self, loss: float) -> None:
+        """Show the loss of the last row."""
+        if self.bar is not None:
+            self.bar.set_postfix_str(f"loss {loss:.4f}", refresh=False)
+
+    def finish(self) -> None:
+        """Count the run as done; one that was read back, not trained, leaves the total instead."""
+        if self.bar is None and self.done == 0.0:
+            self.series.skip(self.cost)
+        else:
+            self._advance(1.0)
+        self.drop()
+
+    def drop(self) -> None:
+        """Free the run's line."""
+        if self.bar is not None:
+            self.bar.close()
+        self.series.runs.pop(self.line, None)
 
     def on_train_begin(self, args, state, control, **kwargs):
         if state.is_world_process_zero:
-            self.run = tqdm(
-                total=state.max_steps, initial=state.global_step, desc=self.name, unit="step", leave=False, position=1,
-                **self.pace,
-            )  # fmt: skip
+            self.begin(state.max_steps, state.global_step)
 
     def on_step_end(self, args, state, control, **kwargs):
-        if self.run is not None:
-            self.run.update(1)
-            self._advance(state.global_step / state.max_steps)
+        if state.is_world_process_zero:
+            self.reach(state.global_step)
 
     def on_log(self, args, state, control, logs=None, **kwargs):
-        if self.run is not None and logs and "loss" in logs:
-            self.run.set_postfix_str(f"loss {logs['loss']:.4f}", refresh=False)
+        if logs and "loss" in logs:
+            self.show_loss(logs["loss"])
 
     def _advance(self, fraction: float) -> None:
-        ahead = (fraction - self.done) * self.cost
-        self.series.update(min(ahead, self.series.total - self.series.n))  # never past the end by a rounding error
-        self.done = fraction
+        self.series.advance(max(fraction - self.done, 0.0) * self.cost)
+        self.done = max(fraction, self.done)
+
+
+def _steady(bar: Any) -> Any:
+    """Return a tqdm bar on the monotonic clock: on tqdm's own, the wall clock, a jump back freezes it until then."""
+    if not bar.disable:
+        bar._time = time.monotonic  # there is no public way; a test notices if the name goes
+        bar.start_t = bar.last_print_t = time.monotonic()
+    return bar

@@ -24,7 +24,8 @@ class Run:
     """One training run: what was trained, on what, at what cost, and the held-out loss it reached.
 
     `curve` holds one row per logged step: `step`, `tokens`, `loss` (training, averaged since the row before), `lr` (at
-    base width) and `grad_norm`. `loss` is the held-out loss in nats per token, None for a diverged run.
+    base width) and `grad_norm`. `loss` is the held-out loss in nats per token, None for a diverged run. `layout` says
+    on how many processes and threads, and what device, it was trained: the same layout gives the same last digits.
     """
 
     run_id: str
@@ -46,6 +47,7 @@ class Run:
     data_hash: str = ""
     tokenizer_hash: str = ""
     versions: dict[str, str] = field(default_factory=dict)
+    layout: dict[str, Any] = field(default_factory=dict)
     seconds: float = 0.0
     curve: list[dict[str, float]] = field(default_factory=list)
 

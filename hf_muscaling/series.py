@@ -3,20 +3,22 @@
 import copy
 import os
 from collections.abc import Callable, Iterable, Sequence
-from contextlib import contextmanager
-from pathlib import Path
+from contextlib import nullcontext
+from functools import cached_property
 from typing import Any
 
 import numpy as np
-from filelock import FileLock, Timeout
 from transformers import PreTrainedConfig, TrainingArguments
 
 from hf_muscaling.counting import count_parameters
-from hf_muscaling.errors import ConfigurationError, TrainingError
+from hf_muscaling.errors import ConfigurationError
+from hf_muscaling.folders import exclusive, writable_folder
+from hf_muscaling.interruption import listening
+from hf_muscaling.lanes import Phase, train_phase
 from hf_muscaling.models.config import require_mu_config
 from hf_muscaling.progress import SeriesProgress, run_cost
 from hf_muscaling.runs import Run, Series
-from hf_muscaling.training import train_run
+from hf_muscaling.workers import Workers
 
 
 def train_series(
@@ -34,6 +36,7 @@ def train_series(
     family: str = "",
     role: str = "proxy",
     progress: bool = True,
+    placement: str = "auto",
 ) -> Series:
     """Train `base.at_width(w)` for every width and seed with the settings of the base, and return their runs.
 
@@ -43,7 +46,7 @@ def train_series(
     mean loss in nats per target is recorded (by default the training set). `model_class` is by default the Auto class
     of the architecture's objective; masked and encoder-decoder models train on `objective_blocks`. Runs land in
     `output_dir` (by default `args.output_dir`); one that is finished there is not trained again, one that was killed is
-    continued.
+    continued. `placement` says which runs are trained side by side in processes of their own (see `run_jobs`).
 
     Raises ConfigurationError before any training if a width is impossible. Example:
 
@@ -73,6 +76,7 @@ def train_series(
         family=family,
         role=role,
         progress=progress,
+        placement=placement,
     )
     return Series(runs, name=family)
 
@@ -92,9 +96,25 @@ class Job:
         if learning_rate is not None:
             self.args.learning_rate = learning_rate
 
+    @cached_property
+    def N(self) -> int:
+        """The number of parameters, counted on `meta`."""
+        return count_parameters(self.config)
+
+    @property
+    def name(self) -> str:
+        """What tells it from the others, for a progress bar."""
+        return f"width {self.config.hidden_size}, lr {self.args.learning_rate:.3g}, seed {self.args.seed}"
+
     def cost(self, tokens_per_step: int) -> float:
         """Return the expected cost in arbitrary units."""
-        return run_cost(count_parameters(self.config), tokens_per_step * self.args.max_steps)
+        return run_cost(self.N, tokens_per_step * self.args.max_steps)
+
+    def memory(self, tokens_per_step: int) -> float:
+        """Return about how many bytes it takes on one lane: weights, gradients, Adam's moments, activations, logits."""
+        tokens = tokens_per_step / self.args.gradient_accumulation_steps
+        layers = getattr(self.config, "num_hidden_layers", 1)
+        return 16.0 * self.N + 4.0 * tokens * (34 * layers * self.config.hidden_size + 3 * self.config.vocab_size)
 
 
 def run_jobs(
@@ -104,29 +124,39 @@ def run_jobs(
     output_dir: str | os.PathLike[str],
     *,
     progress: bool | SeriesProgress = True,
+    placement: str = "auto",
+    workers: Workers | None = None,
     **train_options: Any,
 ) -> list[Run]:
-    """Do the jobs in order and return their runs; see `train_run` for the options."""
+    """Do the jobs and return their runs in order; see `train_run` for the options.
+
+    `placement` "together" gives every run all threads (or all launched processes), one run after the other; "apart"
+    gives each a thread (a launched process, a GPU) of its own, side by side, costliest first; "auto" does what is
+    expected to be faster for each. Which process trains a run does not change its numbers; on a CPU the number of
+    threads, fixed by the placement and recorded as the run's `layout`, may change the last digits. `workers` keeps the
+    worker processes of several calls alive.
+
+    Raises ConfigurationError, before any training, for "apart" with data or options that only exist in this process.
+    """
     jobs = list(jobs)
     if not jobs:
         return []
     _check_vocabulary(jobs, train_dataset)
     folder = writable_folder(output_dir)
     length = getattr(train_dataset, "block_size", None) or len(train_dataset[0]["input_ids"])
-    costs = [job.cost(length * _batch_size(job.args)) for job in jobs]
+    tokens = [length * _batch_size(job.args) for job in jobs]
+    costs = [job.cost(n) for job, n in zip(jobs, tokens, strict=True)]
+    memory = [job.memory(n) for job, n in zip(jobs, tokens, strict=True)]
     main = jobs[0].args.process_index == 0
     bar = progress if isinstance(progress, SeriesProgress) else SeriesProgress(costs, enabled=progress and main)
-    runs = []
-    with exclusive(folder, main):
-        for job, cost in zip(jobs, costs, strict=True):
-            bar.start(f"width {job.config.hidden_size}, lr {job.args.learning_rate:.3g}, seed {job.args.seed}", cost)
-            runs.append(
-                train_run(job.config, job.args, train_dataset, eval_dataset, folder, callbacks=[bar], **train_options)
-            )
-            bar.finish()
-    if not isinstance(progress, SeriesProgress):
-        bar.close()
-    return runs
+    phase = Phase(jobs, costs, memory, train_dataset, eval_dataset, folder, train_options, bar)
+    held = nullcontext(workers) if workers is not None else Workers()
+    try:
+        with exclusive(folder, main), listening(deferring=True), held as crew:
+            return train_phase(phase, placement, crew)
+    finally:
+        if not isinstance(progress, SeriesProgress):
+            bar.close()
 
 
 def _check_vocabulary(jobs: Sequence[Job], dataset: Any) -> None:
@@ -142,39 +172,6 @@ def _check_vocabulary(jobs: Sequence[Job], dataset: Any) -> None:
                 f"The model's vocab_size={job.config.vocab_size} does not hold token {highest} of the training set; "
                 "set it to len(tokenizer)."
             )
-
-
-def writable_folder(path: str | os.PathLike[str]) -> Path:
-    """Create a folder and prove that files can be written there. Raises TrainingError before hours of compute."""
-    folder = Path(path)
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        probe = folder / f".write-test-{os.getpid()}"
-        probe.write_text("ok", encoding="utf-8")
-        probe.unlink()
-    except OSError as error:
-        raise TrainingError(
-            f"The output folder {folder} cannot be written to ({error.strerror}): choose another one (--output_dir), "
-            "or make room and give yourself write permission."
-        ) from error
-    return folder
-
-
-@contextmanager
-def exclusive(folder: Path, main: bool = True):
-    """Hold the folder's lock, so that two commands never train the same run. Raises TrainingError if it is taken."""
-    lock = FileLock(folder / ".lock")
-    if main:
-        try:
-            lock.acquire(timeout=0)
-        except Timeout as error:
-            raise TrainingError(
-                f"Another process is training in {folder}: wait for it, stop it, or choose another output folder."
-            ) from error
-    try:
-        yield
-    finally:
-        lock.release()
 
 
 def _batch_size(args: TrainingArguments) -> int:

@@ -9,25 +9,29 @@ import math
 import os
 import shutil
 import time
-import zipfile
+import traceback
 from collections.abc import Callable
 from contextlib import contextmanager
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+import torch
 from accelerate import PartialState
-from safetensors import SafetensorError, safe_open
+from safetensors import SafetensorError
 from transformers import PreTrainedConfig, TrainerCallback, TrainingArguments, set_seed
 from transformers.trainer_callback import PrinterCallback, ProgressCallback
 from transformers.utils import logging as transformers_logging
 
+from hf_muscaling.checkpoints import CheckpointKeeper, StopInTime, last_valid_checkpoint, manifest
 from hf_muscaling.counting import count_parameters, training_flops
 from hf_muscaling.data.objectives import ObjectiveBlocks
 from hf_muscaling.data.packing import PackedBlocks, collate_blocks
-from hf_muscaling.errors import ConfigurationError, RecordError, TrainingError
+from hf_muscaling.errors import ConfigurationError, MuScalingError, Preempted, RecordError, TrainingError
+from hf_muscaling.folders import exclusive
+from hf_muscaling.interruption import listening, stop
 from hf_muscaling.models import pretraining_class, pretraining_objective
-from hf_muscaling.runs import Run, read_json, write_json
+from hf_muscaling.runs import Run
 from hf_muscaling.trainer import MuTrainer
 
 logger = logging.getLogger(__name__)
@@ -40,7 +44,8 @@ _SETTINGS = (
 )  # fmt: skip
 _CONFIG_NOISE = ("transformers_version", "_name_or_path", "architectures", "dtype")
 _LATER_FIELDS = {"depth_parametrization": "none"}
-_CHECKPOINT_FILES = ("optimizer.pt", "scheduler.pt", "rng_state.pth")
+_DYING = 10.0
+"""Seconds that the lock of a run is waited for: a killed command's worker process may take a moment to follow it."""
 
 
 def run_settings(args: TrainingArguments) -> dict[str, Any]:
@@ -121,47 +126,128 @@ def train_run(
     the decoder's. D counts tokens of text (blocks times their size) under every objective. `model_class` is by default
     the Auto class of the architecture's objective.
 
-    Raises RecordError if the record was damaged or edited, TrainingError if the disk is full, ConfigurationError if the
-    data sets come under another objective than the architecture's.
+    Raises RecordError if the record was damaged or edited, TrainingError if the disk is full or another process trains
+    the same run, Preempted (with a checkpoint) on SIGTERM, ConfigurationError if the data sets come under another
+    objective than the architecture's.
     """
     hashes = {"data_hash": "", "tokenizer_hash": "", **(hashes or {})}
     args = copy.deepcopy(args)
-    settings = run_settings(args)
-    if model_class is None:
-        settings |= objective_settings(config, train_dataset, eval_dataset)
-        model_class = pretraining_class(config)
+    settings, model_class = _identity(config, args, train_dataset, eval_dataset, model_class)
     run_id = run_name(config, settings, hashes)
     path = Path(folder) / run_id
-    record = path / "run.json"
-    if record.exists():
-        run = Run.load(record)
-        if run.config != config_record(config) or run.settings != settings:
-            raise RecordError(f"{record} does not belong to the run {run_id}; move the folder away to train it again.")
-        run.role = role
-        return run
     args.output_dir = str(path / "checkpoints")
     try:
         with PartialState().main_process_first():
             path.mkdir(parents=True, exist_ok=True)
-        with _quiet_transformers():
-            run = _train(
-                config, args, train_dataset, eval_dataset, path, model_class, data_collator, callbacks, save_model
-            )
-    except OSError as error:
-        if error.errno in (errno.ENOSPC, errno.EDQUOT):
-            raise TrainingError(
-                f"The disk is full: {run_id} stopped while writing below {path}. Free some space (or choose another "
-                "output folder) and run the same command again; finished runs are kept and are not trained again."
-            ) from error
-        raise
-    run.run_id, run.settings, run.family, run.role = run_id, settings, family, role
-    run.data_hash, run.tokenizer_hash = hashes["data_hash"], hashes["tokenizer_hash"]
-    run.lr, run.seed = settings["learning_rate"], settings["seed"]
-    if PartialState().is_main_process:
-        run.save(record)
-        shutil.rmtree(args.output_dir, ignore_errors=True)
-    PartialState().wait_for_everyone()
+        with exclusive(path, PartialState().is_main_process, _DYING), listening(deferring=True), _quiet_transformers():
+            if (run := _recorded(path, config, settings)) is None:  # another process may have finished it meanwhile
+                run = _train(
+                    config, args, train_dataset, eval_dataset, path, model_class, data_collator, callbacks, save_model
+                )
+                run.run_id, run.settings, run.family = run_id, settings, family
+                run.data_hash, run.tokenizer_hash = hashes["data_hash"], hashes["tokenizer_hash"]
+                run.lr, run.seed = settings["learning_rate"], settings["seed"]
+                if PartialState().is_main_process:
+                    run.role = role
+                    run.save(path / "run.json")
+                    shutil.rmtree(args.output_dir, ignore_errors=True)
+            PartialState().wait_for_everyone()
+    except (OSError, SafetensorError, RuntimeError) as error:
+        if (cause := _machine_trouble(error, path, args.world_size)) is None:
+            raise
+        raise TrainingError(cause) from error
+    run.role = role
     return run
+
+
+def recorded_run(
+    config: PreTrainedConfig,
+    args: TrainingArguments,
+    train_dataset: Any,
+    eval_dataset: Any,
+    folder: str | os.PathLike[str],
+    *,
+    model_class: Any = None,
+    hashes: dict[str, str] | None = None,
+    role: str = "proxy",
+    **options: Any,
+) -> Run | None:
+    """Return the record that `train_run` would return without training, or None if the run is not finished.
+
+    Raises RecordError if the record was damaged or edited.
+    """
+    settings, _ = _identity(config, args, train_dataset, eval_dataset, model_class)
+    name = planned_name(config, args, train_dataset, eval_dataset, model_class=model_class, hashes=hashes)
+    run = _recorded(Path(folder) / name, config, settings)
+    if run is not None:
+        run.role = role
+    return run
+
+
+def planned_name(
+    config: PreTrainedConfig,
+    args: TrainingArguments,
+    train_dataset: Any,
+    eval_dataset: Any,
+    *,
+    model_class: Any = None,
+    hashes: dict[str, str] | None = None,
+    **options: Any,
+) -> str:
+    """Return the name of the run that `train_run` would train: equal names are one run."""
+    settings, _ = _identity(config, args, train_dataset, eval_dataset, model_class)
+    return run_name(config, settings, {"data_hash": "", "tokenizer_hash": "", **(hashes or {})})
+
+
+def _identity(config, args, train_dataset, eval_dataset, model_class) -> tuple[dict[str, Any], Any]:
+    """Return the settings that decide a run's numbers, and its model class."""
+    settings = run_settings(args)
+    if model_class is None:
+        settings |= objective_settings(config, train_dataset, eval_dataset)
+        model_class = pretraining_class(config)
+    return settings, model_class
+
+
+def _recorded(path: Path, config: PreTrainedConfig, settings: dict[str, Any]) -> Run | None:
+    record = path / "run.json"
+    if not record.exists():
+        return None
+    run = Run.load(record)
+    if run.config != config_record(config) or run.settings != settings:
+        raise RecordError(f"{record} does not belong to the run {path.name}; move the folder away to train it again.")
+    shutil.rmtree(path / "checkpoints", ignore_errors=True)  # left by a kill just after the record was written
+    return run
+
+
+def _machine_trouble(error: Exception, path: Path, processes: int) -> str | None:
+    """Return cause and remedy of an error that is the machine's: a full disk, a lost process; else None."""
+    text = str(error)
+    if isinstance(error, MuScalingError):
+        return None  # it says so itself
+    # safetensors puts the number into its message; torch says "iostream error" or less, but from one place
+    full = getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT) or "os error 28" in text
+    if full or isinstance(error, RuntimeError) and _from_torch_save(error):
+        what = (
+            "The disk is full" if full else f"A checkpoint cannot be written, the disk is probably full ({text[:60]})"
+        )
+        return (
+            f"{what}: {path.name} stopped while writing below {path}. Free some space (or choose another output "
+            "folder) and run the same command again; finished runs are kept and are not trained again."
+        )
+    lost = ("closed by peer", "reset by peer", "Broken pipe", "NCCL", "gloo")
+    if processes > 1 and any(word in text for word in lost):
+        return (
+            f"One of the {processes} processes that train {path.name} together is gone ({text[:120]}): it was killed, "
+            "ran out of memory, or lost the network. The same command continues from the last checkpoint."
+        )
+    return None
+
+
+def _from_torch_save(error: BaseException) -> bool:
+    frames = traceback.walk_tb(error.__traceback__)
+    return any(
+        f.f_code.co_filename == torch.serialization.__file__ and "load" not in f.f_code.co_name for f, _ in frames
+    )
 
 
 def _train(config, args, train_dataset, eval_dataset, path, model_class, data_collator, callbacks, save_model) -> Run:
@@ -173,15 +259,30 @@ def _train(config, args, train_dataset, eval_dataset, path, model_class, data_co
     )
     trainer.remove_callback(PrinterCallback)
     trainer.remove_callback(ProgressCallback)
+    layout = {"processes": args.world_size, "threads": torch.get_num_threads(), "device": args.device.type}
     checkpoint = last_valid_checkpoint(args.output_dir)
-    earlier = _seconds_before(path)
+    before = manifest(checkpoint) if checkpoint else {"seconds": 0.0, "layout": layout}
+    earlier = before["seconds"]
+    if before["layout"] != layout:
+        logger.warning(
+            "%s is continued on %s instead of %s: its losses may differ in their last digits from an undisturbed "
+            "run's.", path.name, layout, before["layout"],
+        )  # fmt: skip
     if checkpoint is not None and int(checkpoint.name.rpartition("-")[2]) >= args.max_steps:
         # Trainer would train one step more: only the weights and the log are needed.
         trainer.model = model_class.from_pretrained(checkpoint).to(args.device)
         trainer.state = type(trainer.state).load_from_json(str(checkpoint / "trainer_state.json"))
     else:
-        trainer.add_callback(_Clock(path, started, earlier))
+        limit, args.save_total_limit = args.save_total_limit, None
+        stopping = StopInTime()
+        trainer.add_callback(stopping)
+        trainer.add_callback(CheckpointKeeper(limit, layout, started, earlier))
         trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+        if stopping.stopped and trainer.diverged is None:
+            raise Preempted(
+                f"Stopped ({stop.reason}): {path.name} has a checkpoint at step {trainer.state.global_step} of "
+                f"{args.max_steps}. Finished runs are kept; the same command continues."
+            )
     diverged = trainer.diverged
     loss = None if diverged else trainer.evaluate(eval_dataset)["eval_loss"]
     if diverged or not math.isfinite(loss):
@@ -210,6 +311,7 @@ def _train(config, args, train_dataset, eval_dataset, path, model_class, data_co
         lr=args.learning_rate,
         config=config_record(config),
         versions={name: version(name) for name in ("torch", "transformers", "accelerate", "datasets", "numpy")},
+        layout=layout,
         seconds=round(earlier + time.monotonic() - started, 2),
         curve=[{k: v for k, v in row.items() if math.isfinite(v)} for row in trainer.curve],
     )
@@ -225,60 +327,3 @@ def _quiet_transformers():
     finally:
         if shown:
             transformers_logging.enable_progress_bar()
-
-
-def last_valid_checkpoint(folder: str | os.PathLike[str]) -> Path | None:
-    """Return the newest whole checkpoint in a Trainer output folder, or None.
-
-    A kill can leave the newest one incomplete, or without its optimizer, which Trainer would silently replace by a
-    fresh Adam. `trainer_state.json` is written last: it must parse, and every other file must be there and readable.
-    """
-    checkpoints = sorted(Path(folder).glob("checkpoint-*"), key=lambda p: int(p.name.rpartition("-")[2]), reverse=True)
-    for checkpoint in checkpoints:
-        problem = _checkpoint_problem(checkpoint)
-        if problem is None:
-            return checkpoint
-        logger.warning("Passing over %s: %s; continuing from the one before.", checkpoint.name, problem)
-    return None
-
-
-def _checkpoint_problem(checkpoint: Path) -> str | None:
-    try:
-        state = read_json(checkpoint / "trainer_state.json")
-        weights = list(checkpoint.glob("*.safetensors"))
-        if not isinstance(state, dict) or "global_step" not in state or not weights:
-            return "its state or its weights are missing"
-        for path in weights:
-            with safe_open(path, framework="pt") as handle:
-                for key in handle.keys():  # noqa: SIM118  a safetensors file is not a mapping
-                    handle.get_slice(key)
-        for name in _CHECKPOINT_FILES:
-            found = list(checkpoint.glob(name.replace(".pth", "*.pth")))
-            if not found:
-                return f"{name} is missing"
-            for path in found:
-                with zipfile.ZipFile(path) as archive:  # torch writes zip files; their checksums need no unpickling
-                    if (damaged := archive.testzip()) is not None:
-                        return f"{damaged} in {path.name} is damaged"
-    except (OSError, RecordError, SafetensorError, zipfile.BadZipFile) as error:
-        return f"{type(error).__name__}: {error}"
-    return None
-
-
-class _Clock(TrainerCallback):
-    """Keep the seconds spent so far, so that a continued run reports its whole cost."""
-
-    def __init__(self, path: Path, started: float, earlier: float):
-        self.path, self.started, self.earlier = path, started, earlier
-
-    def on_save(self, args, state, control, **kwargs):
-        if state.is_world_process_zero:
-            seconds = self.earlier + time.monotonic() - self.started
-            write_json(self.path / "progress.json", {"step": state.global_step, "seconds": round(seconds, 2)})
-
-
-def _seconds_before(path: Path) -> float:
-    try:
-        return float(read_json(path / "progress.json")["seconds"])
-    except (OSError, RecordError, KeyError, TypeError, ValueError):
-        return 0.0  # a fresh run, or one killed while writing this small file: only the reported seconds suffer

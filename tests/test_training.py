@@ -10,10 +10,12 @@ import pytest
 import torch
 
 from hf_muscaling import MuBertConfig, MuLlamaConfig, MuT5Config, MuTrainer, MuTrainingArguments, train_series
+from hf_muscaling.checkpoints import last_valid_checkpoint
 from hf_muscaling.data import MaskedLM, ObjectiveBlocks, PackedBlocks, SpanCorruption
 from hf_muscaling.errors import ConfigurationError, RecordError, TrainingError
-from hf_muscaling.series import Job, exclusive, run_jobs, writable_folder
-from hf_muscaling.training import config_record, last_valid_checkpoint, objective_settings, run_settings, train_run
+from hf_muscaling.folders import exclusive, writable_folder
+from hf_muscaling.series import Job, run_jobs
+from hf_muscaling.training import config_record, objective_settings, run_settings, train_run
 
 
 @pytest.fixture

@@ -14,6 +14,7 @@ from hf_muscaling.models.config import require_mu_config
 from hf_muscaling.progress import SeriesProgress
 from hf_muscaling.runs import Run, write_json
 from hf_muscaling.series import Job, run_jobs
+from hf_muscaling.workers import Workers
 
 NAMES = {"mup": "μP", "sp": "standard parametrisation"}
 Losses = dict[int, dict[float, float]]
@@ -205,21 +206,23 @@ def transfer_check(
     bar = SeriesProgress(
         [job.cost(1) for row in jobs.values() for job in row], "transfer", progress and args.process_index == 0
     )
-    runs = {
-        key: run_jobs(
-            row,
-            train_dataset,
-            train_dataset if eval_dataset is None else eval_dataset,
-            output_dir or str(args.output_dir),
-            progress=bar,
-            model_class=model_class,
-            data_collator=data_collator,
-            hashes=hashes,
-            role="grid",
-            save_model=False,
-        )
-        for key, row in jobs.items()
-    }
+    with Workers() as workers:
+        runs = {
+            key: run_jobs(
+                row,
+                train_dataset,
+                train_dataset if eval_dataset is None else eval_dataset,
+                output_dir or str(args.output_dir),
+                progress=bar,
+                workers=workers,
+                model_class=model_class,
+                data_collator=data_collator,
+                hashes=hashes,
+                role="grid",
+                save_model=False,
+            )
+            for key, row in jobs.items()
+        }
     bar.close()
     return TransferCheck(
         model=type(config).__name__.removesuffix("Config"),

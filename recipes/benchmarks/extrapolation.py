@@ -200,7 +200,9 @@ def choose_floor(sets: list[DataSet], synthetic: int = 40) -> None:
     for choice in (False, True, "auto"):
         real, own = ([mean_error(KaplanStepLaw(irreducible=choice).fit(a), b) for a, b in t] for t in (tables, made))
         shown = [f"{100 * np.mean(e):6.2f}" for e in (real, own[::2], own[1::2])]
-        print(f"  irreducible={choice!s:5} {' | '.join(shown)}   origins {np.round(100 * np.array(real), 1)}", flush=True)
+        print(
+            f"  irreducible={choice!s:5} {' | '.join(shown)}   origins {np.round(100 * np.array(real), 1)}", flush=True
+        )
 
 
 def coverage(sets: list[DataSet], count: int) -> dict[str, float]:
