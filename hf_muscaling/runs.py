@@ -159,13 +159,13 @@ class Series(Sequence[Run]):
         """Push the runs as a dataset repository, parquet that the viewer shows, with a card; return where it is.
 
         `private` makes a new repository private (and refuses a public one). The card's options: `title`, `license`,
-        `tags`. Home folders and tokens in the records are blotted out. Raises HubError with how to continue.
+        `tags`, `landscape` (a PNG of the search at base width). Home folders and tokens in the records are blotted out.
+
+        Raises HubError with the reason and how to continue; the files are kept.
         """
         from hf_muscaling.hub.series import push_series
 
-        return push_series(
-            self, repo_id, private=private, revision=revision, token=token, message=message, **card
-        )
+        return push_series(self, repo_id, private=private, revision=revision, token=token, message=message, **card)
 
     @classmethod
     def from_hub(

@@ -60,7 +60,9 @@ def model_card(
     return f"---\n{data.to_yaml()}\n---\n\n{body}"
 
 
-def dataset_card(body: str, *, name: str, files: Mapping[str, str], tags: Sequence[str] = TAGS, license: str | None = None) -> str:
+def dataset_card(
+    body: str, *, name: str, files: Mapping[str, str], tags: Sequence[str] = TAGS, license: str | None = None
+) -> str:
     """Return a dataset repository's card: `files` maps a configuration's name to its parquet file for the viewer."""
     from huggingface_hub import DatasetCardData
 

@@ -102,7 +102,9 @@ def _commit(api, repo_id, files, repo_type, private, revision, message) -> Pushe
     return Pushed(full, repo_type, commit.oid, f"{api.endpoint}/{KINDS[repo_type]}{full}")
 
 
-def collect(title: str, namespace: str, items: Sequence[Pushed], *, private: bool | None, token: str | bool | None) -> str:
+def collect(
+    title: str, namespace: str, items: Sequence[Pushed], *, private: bool | None, token: str | bool | None
+) -> str:
     """Put repositories into one Collection, made if need be, and return its address. Raises HubError."""
     from huggingface_hub import HfApi
 
@@ -113,7 +115,7 @@ def collect(title: str, namespace: str, items: Sequence[Pushed], *, private: boo
         present = {(item.item_type, item.item_id) for item in made.items}
         for item in items:
             if (item.repo_type, item.repo_id) not in present:
-                api.add_collection_item(made.slug, item.repo_id, item.repo_type, exists_ok=True)
+                api.add_collection_item(made.slug, item.repo_id, item.repo_type, exists_ok=True)  # type: ignore[arg-type]
         return made.url
 
     with explained(f"making the Collection {title!r}", f"{namespace}/{title}", "collection"):
@@ -129,7 +131,7 @@ def fetch(
     token: str | bool | None = None,
     limit: int,
 ) -> Path:
-    """Return the path of a file of a local folder or a repository: the first of `names` in a folder, the first on the Hub.
+    """Return the path of a file: in a local folder the first of `names` that is there, in a repository the first name.
 
     The Hub is asked for the size before anything is downloaded. Without a connection the cached file is returned.
     Raises RecordError if there is no such file or it is larger than `limit` bytes, HubError if the Hub refuses.
@@ -141,11 +143,9 @@ def fetch(
             raise RecordError(f"{public(str(folder))} holds no {' or '.join(names)}: it is not what was looked for.")
         return _checked(found, limit)
     if not is_repo_id(str(source)):
-        raise HubError(
-            f"{public(str(source))[:200]!r} is neither a folder here nor a repository's name ('user/name')."
-        )
+        raise HubError(f"{public(str(source))[:200]!r} is neither a folder here nor a repository's name ('user/name').")
     from huggingface_hub import get_hf_file_metadata, hf_hub_download, hf_hub_url
-    from huggingface_hub.errors import EntryNotFoundError, HfHubHTTPError
+    from huggingface_hub.errors import EntryNotFoundError
 
     repo_id, name = str(source), names[0]
 
@@ -155,7 +155,7 @@ def fetch(
             size = get_hf_file_metadata(url, token=token).size
         except EntryNotFoundError:
             raise
-        except (HfHubHTTPError, *_transport()):
+        except _failures():
             size = None  # the download asks again, and falls back to the cache
         if size is not None and size > limit:
             raise RecordError(f"{repo_id}: {name} has {size:,} bytes, more than the {limit:,} allowed; not downloaded.")
@@ -207,13 +207,11 @@ def is_repo_id(text: str) -> bool:
 @contextmanager
 def explained(doing: str, repo_id: str, repo_type: str) -> Iterator[None]:
     """Turn what huggingface_hub raises inside the block into a HubError that says what to do."""
-    from huggingface_hub.errors import HFValidationError
-
     try:
         yield
     except (HubError, RecordError):
         raise
-    except (OSError, ValueError, RuntimeError, HFValidationError, *_transport()) as error:
+    except _failures() as error:
         _refuse(error, doing, repo_id, repo_type)
 
 
@@ -254,7 +252,7 @@ def _tried(job: Callable[[], T]) -> T:
     for wait in (*WAITS, None):
         try:
             return job()
-        except (OSError, ValueError, RuntimeError, *_transport()) as error:
+        except _failures() as error:
             if wait is None or not _passing(error):
                 raise
             logger.info("The Hub failed (%s); trying again in %g s.", _said(_root(error)), wait)
@@ -282,6 +280,11 @@ def _transport() -> tuple[type[Exception], ...]:
     from huggingface_hub.errors import HfHubHTTPError
 
     return tuple(base for base in HfHubHTTPError.__bases__ if base.__module__.partition(".")[0].startswith("httpx"))
+
+
+def _failures() -> tuple[type[Exception], ...]:
+    """Return what a call to huggingface_hub may raise: the Hub's answers, lost connections, refused arguments."""
+    return (OSError, ValueError, RuntimeError, *_transport())
 
 
 def _chain(error: BaseException | None) -> Iterator[BaseException]:

@@ -59,12 +59,18 @@ class Provenance:
     def read(cls, record: Any) -> "Provenance":
         """Return a checked provenance from JSON. Raises RecordError."""
         known = set(cls.__dataclass_fields__)
-        if not isinstance(record, Mapping) or not set(record) <= known or not isinstance(record.get("proxies", []), list):
+        if (
+            not isinstance(record, Mapping)
+            or not set(record) <= known
+            or not isinstance(record.get("proxies", []), list)
+        ):
             raise RecordError(f"'provenance' must be an object with {', '.join(sorted(known))}.")
         return cls(**{**record, "proxies": tuple(record.get("proxies", []))})
 
     @classmethod
-    def of(cls, law: "ScalingLaw", series: "Series | Pushed | str | None", proxies: Sequence["Pushed | str"]) -> "Provenance":
+    def of(
+        cls, law: "ScalingLaw", series: "Series | Pushed | str | None", proxies: Sequence["Pushed | str"]
+    ) -> "Provenance":
         """Return what is said of a law: given references, the hashes of a Series, else what it was loaded with."""
         known: Provenance = getattr(law, "provenance_", None) or cls()
         names = tuple(p if isinstance(p, str) else p.reference for p in proxies) or known.proxies
@@ -75,7 +81,7 @@ class Provenance:
             return cls(where, names, known.data_hash, known.tokenizer_hash)
         hashes = {name: {getattr(run, name) for run in series} for name in ("data_hash", "tokenizer_hash")}
         same = {name: values.pop() if len(values) == 1 else "" for name, values in hashes.items()}
-        return cls(known.series, names, **same)
+        return cls(known.series, names, same["data_hash"], same["tokenizer_hash"])
 
 
 def law_files(
@@ -96,7 +102,9 @@ def law_files(
     record["provenance"] = asdict(provenance)
     own = law.evaluate(record["rows"], level)
     tested = None if targets is None else law.evaluate(targets, level)
-    card = _card(law, repo_id, text.plain(title or repo_id.split("/")[-1]), own, tested, level, provenance, license, tags)
+    card = _card(
+        law, repo_id, text.plain(title or repo_id.split("/")[-1]), own, tested, level, provenance, license, tags
+    )
     return {
         "README.md": card.encode(),
         FILE: (json.dumps(record, indent=1, allow_nan=False, ensure_ascii=False) + "\n").encode(),
@@ -120,7 +128,9 @@ def save_law(law: "ScalingLaw", folder: str | os.PathLike[str], **card: Any) -> 
         for name, content in files.items():
             (path / name).write_bytes(content)
     except OSError as error:
-        raise RecordError(f"Cannot write the law to {str(folder)!r}: {error.strerror}. Choose another folder.") from error
+        raise RecordError(
+            f"Cannot write the law to {str(folder)!r}: {error.strerror}. Choose another folder."
+        ) from error
 
 
 def load_law(cls: type["ScalingLaw"], source: Any, *, revision: str | None, token: str | bool | None) -> Any:
@@ -184,8 +194,11 @@ def _card(law, repo_id, title, own, tested, level, provenance, license, tags) ->
         inside_targets=round(tested.coverage * len(tested.errors)) if tested else 0,
         target_are=tested.are if tested else None,
         ahead=_ahead(law, level),
-        example=", ".join(f"{name}={_round(10 * high):g}".replace("e+0", "e").replace("e+", "e") for name, (_, high) in law.range_.items()),
-        table=lambda rows: cards.render("rows.md", rows=rows, names=list(law.range_), level_text=f"{100 * level:g} %"),
+        example=", ".join(
+            f"{name}={_round(10 * high):g}".replace("e+0", "e").replace("e+", "e")
+            for name, (_, high) in law.range_.items()
+        ),
+        names=list(law.range_),
         series=series,
         proxies=cards.links(provenance.proxies),
         data_hash=provenance.data_hash,
@@ -196,13 +209,23 @@ def _card(law, repo_id, title, own, tested, level, provenance, license, tags) ->
     data_set = cards.split_reference(provenance.series)[0] if provenance.series else ""
 
     def results(name: str, split: str, found: "Evaluation") -> list[EvalResult]:
-        where = {"dataset_type": data_set or "runs", "dataset_name": name, "dataset_split": split, "task_type": "other"}
-        task = {"task_name": "Predicting the loss of a training run"}
+        scores = {
+            "are": ("mean relative error", found.are),
+            "coverage": (f"share inside the {100 * level:g} % interval", found.coverage),
+        }
         return [
-            EvalResult(**where, **task, metric_type="are", metric_name="mean relative error", metric_value=float(f"{found.are:.6g}")),
-            EvalResult(**where, **task, metric_type="coverage", metric_name=f"share inside the {100 * level:g} % interval",
-                       metric_value=float(f"{found.coverage:.6g}")),
-        ]  # fmt: skip
+            EvalResult(
+                task_type="other",
+                task_name="Predicting the loss of a training run",
+                dataset_type=data_set or "runs",
+                dataset_name=name,
+                dataset_split=split,
+                metric_type=kind,
+                metric_name=label,
+                metric_value=float(f"{value:.6g}"),
+            )
+            for kind, (label, value) in scores.items()
+        ]
 
     entries = results("the runs that were fitted", "train", own)
     if tested is not None:

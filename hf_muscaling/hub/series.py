@@ -1,7 +1,7 @@
 """A series as a dataset repository: one parquet file, a row a run, which the dataset viewer shows.
 
-Numbers are plain columns; a run's config, settings and versions are JSON text; its loss curve is a list of rows. Reading
-trusts nothing: sizes, columns and types are checked before values, and every value becomes a checked `Run`.
+Numbers are plain columns; a run's config, settings and versions are JSON text; its loss curve is a list of rows.
+Reading trusts nothing: sizes, columns and types are checked before values, and every value becomes a checked `Run`.
 """
 
 import json
@@ -109,7 +109,9 @@ def _check_file(file: Any, where: str) -> str:
         raise RecordError(f"{where} is not a series written by Series.push_to_hub.")
     if notes.get("format_version") != str(FORMAT_VERSION).encode():
         version = text.plain(notes.get("format_version", b"").decode("utf-8", "replace"), 20)
-        raise RecordError(f"{where} has format_version {version!r}, not {FORMAT_VERSION}; upgrade hf_muscaling to read it.")
+        raise RecordError(
+            f"{where} has format_version {version!r}, not {FORMAT_VERSION}; upgrade hf_muscaling to read it."
+        )
     if not file.schema_arrow.equals(expected, check_metadata=False):
         raise RecordError(f"{where} has other columns or types than a series: {', '.join(expected.names)}.")
     unpacked = sum(about.row_group(i).total_byte_size for i in range(about.num_row_groups))
@@ -157,7 +159,13 @@ def _object(value: str, where: str) -> dict[str, Any]:
 
 
 def series_files(
-    series: Series, repo_id: str, *, title: str | None = None, license: str | None = None, tags: Any = cards.TAGS
+    series: Series,
+    repo_id: str,
+    *,
+    title: str | None = None,
+    landscape: bytes | None = None,
+    license: str | None = None,
+    tags: Any = cards.TAGS,
 ) -> dict[str, bytes]:
     """Return the repository of a series as name → content."""
     from hf_muscaling.plotting import plot_loss_curves
@@ -169,7 +177,9 @@ def series_files(
     files = {FILE: series_parquet(series)}
     if drawn:
         files["curves.png"] = cards.png(plot_loss_curves(drawn))
-    files["README.md"] = _card(series, repo_id, name, bool(drawn), license, tags).encode()
+    if landscape is not None:
+        files["landscape.png"] = landscape
+    files["README.md"] = _card(series, repo_id, name, set(files), license, tags).encode()
     return files
 
 
@@ -187,7 +197,7 @@ def load_series(source: str | os.PathLike[str], *, revision: str | None, token: 
     return read_parquet(path)
 
 
-def _card(series: Series, repo_id: str, name: str, drawn: bool, license: str | None, tags: Any) -> str:
+def _card(series: Series, repo_id: str, name: str, there: set[str], license: str | None, tags: Any) -> str:
     hashes = {n: sorted({getattr(run, n) for run in series} - {""}) for n in ("data_hash", "tokenizer_hash")}
     runs = sorted(series, key=lambda run: (run.role, run.width, run.seed, run.lr))
     body = cards.render(
@@ -200,7 +210,9 @@ def _card(series: Series, repo_id: str, name: str, drawn: bool, license: str | N
         widths=sorted({run.width for run in runs}),
         architectures=sorted({text.plain(run.config.get("model_type", "")) for run in runs} - {""}),
         objectives=sorted({_objective(run) for run in runs}),
-        drawn=drawn,
+        drawn="curves.png" in there,
+        landscape="landscape.png" in there,
+        roles=sorted({run.role for run in runs}),
         **hashes,
     )
     return cards.dataset_card(body, name=name, files={"default": FILE}, tags=tags, license=license)

@@ -55,7 +55,9 @@ class Repo:
 
     def _commit(self, files: dict[str, bytes], message: str, parent: str) -> Commit:
         listing = "".join(f"{path} {git_oid(content)}\n" for path, content in sorted(files.items()))
-        return Commit(hashlib.sha1(f"{self.kind}{self.id}{parent}{message}{listing}".encode()).hexdigest(), files, message)
+        return Commit(
+            hashlib.sha1(f"{self.kind}{self.id}{parent}{message}{listing}".encode()).hexdigest(), files, message
+        )
 
     def commit(self, files: dict[str, bytes], message: str, branch: str = "main") -> Commit:
         commits = self.branches[branch]
@@ -129,7 +131,11 @@ class HubServer:
     def reset(self) -> None:
         """An empty Hub with two users, of whom `reader` may only read."""
         self.lock = threading.RLock()
-        self.users = {"hf_loopback_me": ("me", "write"), "hf_loopback_reader": ("me", "read"), "hf_you": ("you", "write")}
+        self.users = {
+            "hf_loopback_me": ("me", "write"),
+            "hf_loopback_reader": ("me", "read"),
+            "hf_you": ("you", "write"),
+        }
         self.repos: dict[tuple[str, str], Repo] = {}
         self.objects: dict[str, bytes] = {}
         self.collections: dict[str, dict[str, Any]] = {}

@@ -1,6 +1,7 @@
 """The loopback Hub answers the real client as the Hub does; what our tests conclude rests on this."""
 
 import io
+from pathlib import Path
 
 import pytest
 from huggingface_hub import HfApi, ModelCard, hf_hub_download, snapshot_download
@@ -33,9 +34,9 @@ def test_create_commit_list_and_download(hub, api, tmp_path):
     assert api.list_repo_files("me/x") == ["a/b.txt", "w.safetensors"]
     assert [f.path for f in api.list_repo_tree("me/x")] == ["a", "w.safetensors"]
     assert api.model_info("me/x").sha == second.oid != first.oid
-    assert open(hf_hub_download("me/x", "a/b.txt", revision=first.oid)).read() == "one"
+    assert Path(hf_hub_download("me/x", "a/b.txt", revision=first.oid)).read_text() == "one"
     folder = snapshot_download("me/x", revision=second.oid)
-    assert open(f"{folder}/w.safetensors", "rb").read() == b"\0" * 1000
+    assert Path(folder, "w.safetensors").read_bytes() == b"\0" * 1000
     assert api.get_paths_info("me/x", ["w.safetensors"])[0].lfs.size == 1000
     api.delete_file("a/b.txt", "me/x")
     assert api.list_repo_files("me/x") == ["w.safetensors"]
@@ -58,8 +59,8 @@ def test_branches_and_tags(hub, api):
     api.create_tag("me/x", tag="v1")
     api.create_branch("me/x", branch="next")
     upload(api, "a.txt", b"two", revision="next")
-    assert open(hf_hub_download("me/x", "a.txt", revision="v1")).read() == "one"
-    assert open(hf_hub_download("me/x", "a.txt", revision="next")).read() == "two"
+    assert Path(hf_hub_download("me/x", "a.txt", revision="v1")).read_text() == "one"
+    assert Path(hf_hub_download("me/x", "a.txt", revision="next")).read_text() == "two"
     refs = api.list_repo_refs("me/x")
     assert [b.name for b in refs.branches] == ["main", "next"]
     assert refs.tags[0].target_commit == made.oid
