@@ -28,7 +28,7 @@ def render(template: str, **values: Any) -> str:
     environment.filters |= {
         "code": lambda value: Markup(text.code(value)),  # a code span is inert; escaped, its text would show entities
         "number": text.number,
-        "plain": text.plain,
+        "label": lambda value, limit=text.MAX_NAME: Markup(text.label(value, limit)),
         "percent": lambda value: f"{100 * value:+.2f} %",
     }
     return environment.get_template(template).render(**values)

@@ -16,8 +16,8 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any, NoReturn, TypeVar
 
-from hf_muscaling.errors import HubError, RecordError
-from hf_muscaling.hub.text import public
+from hf_muscaling.errors import ConfigurationError, HubError, RecordError
+from hf_muscaling.hub.text import plain, public
 
 logger = logging.getLogger(__name__)
 
@@ -137,14 +137,14 @@ def fetch(
     Raises RecordError if there is no such file or it is larger than `limit` bytes, HubError if the Hub refuses.
     """
     folder = Path(source)
-    if folder.is_dir():
+    if os.path.isdir(source):  # unlike Path.is_dir it answers for any text
         found = next((folder / name for name in names if (folder / name).is_file()), None)
         if found is None:
             raise RecordError(f"{public(str(folder))} holds no {' or '.join(names)}: it is not what was looked for.")
         return _checked(found, limit)
     if not is_repo_id(str(source)):
         raise HubError(f"{public(str(source))[:200]!r} is neither a folder here nor a repository's name ('user/name').")
-    from huggingface_hub import get_hf_file_metadata, hf_hub_download, hf_hub_url
+    from huggingface_hub import constants, get_hf_file_metadata, hf_hub_download, hf_hub_url
     from huggingface_hub.errors import EntryNotFoundError
 
     repo_id, name = str(source), names[0]
@@ -152,7 +152,7 @@ def fetch(
     def once() -> Path:
         url = hf_hub_url(repo_id, name, repo_type=repo_type, revision=revision)
         try:
-            size = get_hf_file_metadata(url, token=token).size
+            size = get_hf_file_metadata(url, token=token, timeout=constants.HF_HUB_ETAG_TIMEOUT).size
         except EntryNotFoundError:
             raise
         except _failures():
@@ -201,6 +201,15 @@ def is_repo_id(text: str) -> bool:
     return re.fullmatch(rf"(?:{part}/)?{part}", text) is not None and "--" not in text and ".." not in text
 
 
+def check_repo_id(name: str) -> str:
+    """Return a repository's name. Raises ConfigurationError if no repository can have it."""
+    if not isinstance(name, str) or not is_repo_id(name):
+        raise ConfigurationError(
+            f"{plain(name, 60)!r} cannot be a repository: 'user/name', in letters, digits, '.', '_' and '-'."
+        )
+    return name
+
+
 # -- failures ----------------------------------------------------------------------------------------------------------
 
 
@@ -233,7 +242,9 @@ def _refuse(error: Exception, doing: str, repo_id: str, repo_type: str) -> NoRet
     elif _any(error, errors.RepositoryNotFoundError):
         reason = f"there is no such {repo_type}, or it is private. Check the name, or log in with `hf auth login`."
     elif status == 403:
-        reason = f"your token may not write there. Use one with write access to {repo_id.split('/')[0]!r}."
+        reason = (
+            f"your token may not do that. Use one with access to {repo_id.split('/')[0]!r} (to push: write access)."
+        )
     elif status == 412:
         reason = "somebody else pushed to it at the same moment. Look at their commit, then repeat to put yours on top."
     elif status == 409:

@@ -15,7 +15,7 @@ import numpy as np
 
 from hf_muscaling.errors import MuScalingError, RecordError
 from hf_muscaling.hub import cards, text
-from hf_muscaling.hub.client import Pushed, fetch, is_repo_id, push_files
+from hf_muscaling.hub.client import Pushed, check_repo_id, fetch, is_repo_id, push_files
 
 if TYPE_CHECKING:
     from hf_muscaling.laws.base import ScalingLaw
@@ -73,7 +73,7 @@ class Provenance:
     ) -> "Provenance":
         """Return what is said of a law: given references, the hashes of a Series, else what it was loaded with."""
         known: Provenance = getattr(law, "provenance_", None) or cls()
-        names = tuple(p if isinstance(p, str) else p.reference for p in proxies) or known.proxies
+        names = tuple(p.reference if isinstance(p, Pushed) else p for p in proxies) or known.proxies
         if series is None:
             return cls(known.series, names, known.data_hash, known.tokenizer_hash)
         if isinstance(series, (str, Pushed)):
@@ -114,7 +114,7 @@ def law_files(
 
 def push_law(law: "ScalingLaw", repo_id: str, *, private, revision, token, message, **card: Any) -> Pushed:
     """Push a law; see `ScalingLaw.push_to_hub`."""
-    files = law_files(law, repo_id, **card)
+    files = law_files(law, check_repo_id(repo_id), **card)
     message = message or f"Upload {type(law).__name__}"
     return push_files(repo_id, files, private=private, revision=revision, token=token, message=message)
 

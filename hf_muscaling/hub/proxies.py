@@ -13,7 +13,7 @@ from typing import Any
 
 from hf_muscaling.errors import ConfigurationError, RecordError
 from hf_muscaling.hub import cards, text
-from hf_muscaling.hub.client import Pushed, push_files
+from hf_muscaling.hub.client import Pushed, check_repo_id, push_files
 from hf_muscaling.runs import Run
 
 MODEL_FILES = ("config.json", "generation_config.json", "*.safetensors", "model.safetensors.index.json")
@@ -55,6 +55,7 @@ def push_proxy(
     model goes to `standard/`, unless folding is not possible for its architecture. Raises RecordError if the folder
     holds no safetensors weights or another model than the run's, HubError as `push_files` does.
     """
+    check_repo_id(repo_id)
     with tempfile.TemporaryDirectory() as scratch:
         files = proxy_files(folder, run, repo_id, Path(scratch), tokenizer, standard, law, license)
         where = "Nothing is lost: the model stays in its run's folder; pushing again sends only what is missing."

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from hf_muscaling.errors import RecordError
 from hf_muscaling.hub import cards, text
-from hf_muscaling.hub.client import Pushed, fetch, push_files
+from hf_muscaling.hub.client import Pushed, check_repo_id, fetch, push_files
 from hf_muscaling.runs import Run, Series
 
 if TYPE_CHECKING:
@@ -22,8 +22,13 @@ if TYPE_CHECKING:
 FILE = "runs.parquet"
 FORMAT, FORMAT_VERSION = "hf_muscaling.series", 1
 MAX_BYTES, MAX_UNPACKED, MAX_RUNS = 64 * 2**20, 1024 * 2**20, 100_000
-MAX_TEXT, MAX_ROWS = 100_000, 1_000_000
+MAX_TEXT, MAX_ROWS, MAX_VALUES = 100_000, 1_000_000, 50_000_000
 BATCH = 64
+LIMITS: dict[str, Any] = {
+    "page_checksum_verification": True,
+    "thrift_string_size_limit": 2**24,
+    "thrift_container_size_limit": 2**18,
+}
 TEXTS = ("run_id", "status", "role", "family", "data_hash", "tokenizer_hash")
 COUNTS = ("N", "N_non_embedding", "D", "S", "B", "width", "seed")
 NUMBERS = ("C", "loss", "lr", "seconds")
@@ -83,10 +88,10 @@ def read_parquet(path: Path) -> Series:
 
     where = text.public(str(path.name))
     try:
-        with pq.ParquetFile(
-            path, page_checksum_verification=True, thrift_string_size_limit=2**24, thrift_container_size_limit=2**18
-        ) as file:
+        with pq.ParquetFile(path, **LIMITS) as file:
             name = _check_file(file, where)
+        # a text repeated in every run stays one text until its length is checked
+        with pq.ParquetFile(path, read_dictionary=[*TEXTS, *OBJECTS], **LIMITS) as file:
             runs = [run for batch in file.iter_batches(BATCH) for run in _runs(batch, where)]
     except (pa.ArrowException, OSError, ValueError, OverflowError, MemoryError) as error:
         if isinstance(error, RecordError):
@@ -112,18 +117,31 @@ def _check_file(file: Any, where: str) -> str:
         raise RecordError(
             f"{where} has format_version {version!r}, not {FORMAT_VERSION}; upgrade hf_muscaling to read it."
         )
-    if not file.schema_arrow.equals(expected, check_metadata=False):
+    types = [field.type.value_type if _is_dictionary(field) else field.type for field in file.schema_arrow]
+    if (file.schema_arrow.names, types) != (expected.names, expected.types):
         raise RecordError(f"{where} has other columns or types than a series: {', '.join(expected.names)}.")
-    unpacked = sum(about.row_group(i).total_byte_size for i in range(about.num_row_groups))
-    if about.num_rows > MAX_RUNS or unpacked > MAX_UNPACKED or unpacked < 0:
+    groups = [about.row_group(i) for i in range(about.num_row_groups)]
+    unpacked = sum(group.total_byte_size for group in groups)
+    values = sum(max(0, group.column(k).num_values) for group in groups for k in range(group.num_columns))
+    if about.num_rows > MAX_RUNS or not 0 <= unpacked <= MAX_UNPACKED or values > MAX_VALUES:
         raise RecordError(f"{where} holds {about.num_rows:,} runs of {unpacked:,} bytes, more than a series may.")
     return text.plain(notes.get("name", b"").decode("utf-8", "replace"))
 
 
+def _is_dictionary(field: Any) -> bool:
+    return hasattr(field.type, "value_type") and hasattr(field.type, "index_type")
+
+
 def _runs(batch: Any, where: str) -> Iterator[Run]:
-    """Yield the checked runs of one batch, whose memory is looked at before its values."""
-    if batch.nbytes > MAX_UNPACKED // 4:
-        raise RecordError(f"{where}: {batch.num_rows} runs take {batch.nbytes:,} bytes; no series does.")
+    """Yield the checked runs of one batch; the length of its texts is looked at before they are copied."""
+    import pyarrow.compute as pc
+
+    for name in (*TEXTS, *OBJECTS):
+        texts = batch.column(name)
+        texts = texts.dictionary if hasattr(texts, "dictionary") else texts
+        longest = pc.max(pc.binary_length(texts)).as_py() or 0
+        if longest > 4 * MAX_TEXT:  # bytes; characters are counted below
+            raise RecordError(f"{where}: {name} must be a text of at most {MAX_TEXT:,} characters in every run.")
     for record in batch.to_pylist():
         for name in (*TEXTS, *OBJECTS):
             if not isinstance(record[name], str) or len(record[name]) > MAX_TEXT:
@@ -185,10 +203,11 @@ def series_files(
 
 def push_series(series: Series, repo_id: str, *, private, revision, token, message, **card: Any) -> Pushed:
     """Push a series; see `Series.push_to_hub`."""
+    files = series_files(series, check_repo_id(repo_id), **card)
+    message = message or f"Upload a series of {len(series)} runs"
     return push_files(
-        repo_id, series_files(series, repo_id, **card), repo_type="dataset", private=private, revision=revision,
-        token=token, message=message or f"Upload a series of {len(series)} runs",
-    )  # fmt: skip
+        repo_id, files, repo_type="dataset", private=private, revision=revision, token=token, message=message
+    )
 
 
 def load_series(source: str | os.PathLike[str], *, revision: str | None, token: str | bool | None) -> Series:

@@ -59,6 +59,17 @@ def code(value: object, limit: int = MAX_NAME) -> str:
     return f"`{text}`" if text else "—"
 
 
+def label(value: object, limit: int = MAX_NAME) -> str:
+    """Return text of unknown origin as it is if it is words and numbers only, else as a code span.
+
+    >>> label("llama, seed 0 (μP)"), label("<img src=x>"), label("see www.example.org")
+    ('llama, seed 0 (μP)', '`<img src=x>`', '`see www.example.org`')
+    """
+    text = plain(value, limit)
+    words = re.fullmatch(r"[\w ,.:;()=+%/−…·°-]*", text) and not re.search(r"www\.|://|__|^[\s\d.+=-]", text)
+    return text if words and text.strip() else code(text, limit)
+
+
 def number(value: Any, digits: int = 4) -> str:
     """Return a number for a table: thousands separated when it is a count, significant digits otherwise.
 

@@ -58,6 +58,14 @@ def hub(hub_server, tmp_path, monkeypatch):
     close_session()
 
 
+@pytest.fixture
+def no_pictures(monkeypatch):
+    """Cards without drawing, for tests of other things: a figure takes a second."""
+    monkeypatch.setattr("hf_muscaling.hub.laws._figure", lambda *_: None)
+    monkeypatch.setattr("hf_muscaling.hub.cards.png", lambda figure: b"\x89PNG")
+    monkeypatch.setattr("hf_muscaling.plotting.plot_loss_curves", lambda *_, **__: None)
+
+
 def environment(hub: HubServer, home: os.PathLike[str] | str, **changes: str) -> dict[str, str]:
     """The environment of a fresh process that talks to the loopback Hub, with caches of its own."""
     own = {
