@@ -24,7 +24,9 @@ if TYPE_CHECKING:
 
 FILE = "config.json"
 MAX_BYTES, MAX_ROWS, MAX_PROXIES = 32 * 2**20, 500_000, 1000
-SHOWN = 40
+SHOWN, SCORED, PROFILED = 40, 400, 100
+"""Rows in a card's table, and rows whose intervals are computed: of long curves an even sample and the largest.
+The parameters of longer tables than the third get resampled intervals."""
 AHEAD = (2.0, 5.0, 10.0)
 SOURCES = {
     "PowerLaw": "The law: Yao et al. 2023, nanoLM; the method of transfer: Yang et al. 2022, Tensor Programs V.",
@@ -100,7 +102,7 @@ def law_files(
     provenance = Provenance.of(law, series, proxies)
     record = text.public_record(json.loads(law.to_json()))
     record["provenance"] = asdict(provenance)
-    own = law.evaluate(record["rows"], level)
+    own = law.evaluate(_sample(law, record["rows"]), level)
     tested = None if targets is None else law.evaluate(targets, level)
     card = _card(
         law, repo_id, text.plain(title or repo_id.split("/")[-1]), own, tested, level, provenance, license, tags
@@ -184,12 +186,13 @@ def _card(law, repo_id, title, own, tested, level, provenance, license, tags) ->
         objective=law.objective,
         selection=law.selection_,
         level_text=f"{100 * level:g} %",
-        parameters=[_parameter(law, name, level) for name in law.parameters],
+        parameters=_parameters(law, level),
         variables=[{"name": n, "unit": law.units[n], "low": lo, "high": hi} for n, (lo, hi) in law.range_.items()],
         are=own.are,
         rows=_rows(own)[:SHOWN],
         shown=min(SHOWN, len(own.errors)),
-        total=len(own.errors),
+        scored=len(own.errors),
+        total=law.n_runs_,
         targets=_rows(tested) if tested else [],
         inside_targets=round(tested.coverage * len(tested.errors)) if tested else 0,
         target_are=tested.are if tested else None,
@@ -236,18 +239,41 @@ def _card(law, repo_id, title, own, tested, level, provenance, license, tags) ->
     )  # fmt: skip
 
 
-def _parameter(law: "ScalingLaw", name: str, level: float) -> dict[str, Any]:
-    """Return a parameter's row: its value and an interval where the law has one."""
-    interval = "—"
-    if name in getattr(law, "fixed", {}):
-        interval = "fixed, not fitted"
-    elif hasattr(law, "parameter_interval"):
+def _parameters(law: "ScalingLaw", level: float) -> list[dict[str, Any]]:
+    """Return each parameter's row: its value and an interval where the law has one.
+
+    That of a long table comes from resampled runs: a profile likelihood refits the law tens of times a parameter.
+    """
+    draws = law.bootstrap(400) if law.n_runs_ > PROFILED and hasattr(law, "bootstrap") else {}
+    rows = []
+    for name in law.parameters:
+        ends: tuple[float, float] | None = None
         try:
-            low, high = law.parameter_interval(name, level)
-            interval = f"{text.number(low)} … {text.number(high) if np.isfinite(high) else '∞'}"
+            if name in draws:
+                low, high = np.quantile(draws[name], (0.5 * (1 - level), 0.5 * (1 + level)))
+                ends = (float(low), float(high))
+            elif hasattr(law, "parameter_interval"):
+                ends = law.parameter_interval(name, level)
         except MuScalingError:
-            interval = "—"  # a parameter of the equation that this fit does not have
-    return {"name": name, "value": law.params_[name], "interval": interval}
+            ends = None  # fixed, or a letter of the equation that this fit does not have
+        text_of = "—" if ends is None or ends[0] == ends[1] else _interval(*ends)
+        fixed = name in getattr(law, "fixed", {})
+        rows.append({"name": name, "value": law.params_[name], "interval": "fixed, not fitted" if fixed else text_of})
+    return rows
+
+
+def _interval(low: float, high: float) -> str:
+    return f"{text.number(low)} … {text.number(high) if np.isfinite(high) else '∞'}"
+
+
+def _sample(law: "ScalingLaw", rows: Mapping[str, list]) -> dict[str, list]:
+    """Return at most `SCORED` of the rows: the `SHOWN` largest, and others evenly from the rest."""
+    order = np.lexsort([np.asarray(rows[name]) for name in reversed(list(law.columns.values()))])
+    if len(order) > SCORED:
+        rest = order[:-SHOWN]
+        even = np.linspace(0, len(rest) - 1, SCORED - SHOWN).round().astype(int)
+        order = np.concatenate([rest[even], order[-SHOWN:]])
+    return {name: [values[i] for i in order] for name, values in rows.items()}
 
 
 def _rows(found: "Evaluation") -> list[dict[str, Any]]:

@@ -152,6 +152,7 @@ def proxy_card(
         ],
         settings=_settings(run),
         ratio=_ratio(run, base),
+        adam="adam" in str(run.settings.get("optim", "adam")).lower(),
         mup=run.config.get("parametrization", "mup") != "sp",
         folded=folded,
         drawn=drawn,
