@@ -63,6 +63,7 @@ _HOME = {
     ),
     "readers": ("RunTable", "read_runs"),
     "data": ("DataConfig", "prepare_data"),
+    "hub.folders": ("pull_experiment", "push_experiment"),
 }
 _MODULE_OF = {name: module for module, names in _HOME.items() for name in names}
 
@@ -97,6 +98,7 @@ if TYPE_CHECKING:
     )
     from hf_muscaling.counting import count_parameters, training_flops
     from hf_muscaling.data import DataConfig, prepare_data
+    from hf_muscaling.hub.folders import pull_experiment, push_experiment
     from hf_muscaling.laws import ChinchillaLaw, KaplanLaw, KaplanStepLaw, PowerLaw, ScalingLaw
     from hf_muscaling.laws.evaluation import evaluate_extrapolation
     from hf_muscaling.laws.grid import extrapolation_grid

@@ -14,97 +14,17 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
 from fnmatch import fnmatch
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 from urllib.parse import parse_qs, unquote, urlsplit
 
-import yaml
+from tests.hub.card_rules import card_problems, front_matter
+from tests.hub.state import Commit, Fault, Repo, Seen, git_oid
 
 KINDS = {"model": "models", "dataset": "datasets", "space": "spaces"}
 LFS = ("*.safetensors", "*.parquet", "*.png", "*.bin")
 DATE = "2026-01-01T00:00:00.000Z"
-
-
-def git_oid(content: bytes) -> str:
-    """The name that git gives to a file's content."""
-    return hashlib.sha1(b"blob %d\0" % len(content) + content).hexdigest()
-
-
-@dataclass
-class Commit:
-    sha: str
-    files: dict[str, bytes]
-    message: str = ""
-
-
-@dataclass
-class Repo:
-    """One repository: its branches' commits, oldest first."""
-
-    kind: str
-    id: str
-    private: bool = False
-    gated: bool = False
-    branches: dict[str, list[Commit]] = field(default_factory=dict)
-    tags: dict[str, str] = field(default_factory=dict)
-
-    def __post_init__(self) -> None:
-        self.branches["main"] = [self._commit({}, "initial commit", "")]
-
-    def _commit(self, files: dict[str, bytes], message: str, parent: str) -> Commit:
-        listing = "".join(f"{path} {git_oid(content)}\n" for path, content in sorted(files.items()))
-        return Commit(
-            hashlib.sha1(f"{self.kind}{self.id}{parent}{message}{listing}".encode()).hexdigest(), files, message
-        )
-
-    def commit(self, files: dict[str, bytes], message: str, branch: str = "main") -> Commit:
-        commits = self.branches[branch]
-        commits.append(self._commit(files, message, commits[-1].sha))
-        return commits[-1]
-
-    def at(self, revision: str) -> Commit | None:
-        """The commit of a branch, a tag or an id."""
-        revision = revision.removeprefix("refs/heads/")
-        if revision in self.branches:
-            return self.branches[revision][-1]
-        wanted = self.tags.get(revision, revision)
-        commits = [c for branch in self.branches.values() for c in branch]
-        return next((c for c in commits if len(wanted) >= 7 and c.sha.startswith(wanted)), None)
-
-    @property
-    def files(self) -> dict[str, bytes]:
-        return self.branches["main"][-1].files
-
-
-@dataclass
-class Fault:
-    """What goes wrong with the requests whose "METHOD /path" holds `match`: a status, a wait, or a cut connection.
-
-    `cut` closes the connection after so many bytes of the request's body were read; `wait` answers late.
-    `after` does the request's work first, so that only the answer is lost.
-    """
-
-    match: str
-    status: int = 0
-    times: int = 1
-    wait: float = 0.0
-    cut: int | None = None
-    after: bool = False
-    code: str = ""
-    message: str = ""
-
-
-@dataclass
-class Seen:
-    """One request that was answered."""
-
-    method: str
-    path: str
-    size: int
-    status: int
-    token: str
 
 
 class HubServer:
@@ -375,7 +295,7 @@ class _Handler(BaseHTTPRequestHandler):
     def info(self, body: bytes, kind: str, id: str, rev: str = "main") -> Any:
         repo = self._repo(kind[:-1], id)
         commit = self._commit_at(repo, rev)
-        card = _front_matter(commit.files.get("README.md", b"").decode()) or {}
+        card = front_matter(commit.files.get("README.md", b"").decode()) or {}
         siblings = [{"rfilename": p, "size": len(c), "blobId": git_oid(c)} for p, c in sorted(commit.files.items())]
         return 200, {
             "_id": "0", "id": repo.id, "modelId": repo.id, "sha": commit.sha, "private": repo.private,
@@ -514,54 +434,3 @@ def _entry(path: str, content: bytes) -> dict[str, Any]:
     if any(fnmatch(path, pattern) for pattern in LFS):
         entry["lfs"] = {"oid": hashlib.sha256(content).hexdigest(), "size": len(content), "pointerSize": 134}
     return entry
-
-
-def _front_matter(text: str) -> Any:
-    match = re.match(r"^---\s*\n(.*?)\n---\s*(?:\n|$)", text, re.DOTALL)
-    return yaml.safe_load(match[1]) if match else None
-
-
-def card_problems(text: str, kind: str) -> tuple[list[str], list[str]]:
-    """Errors and warnings of a card's front matter, by the Hub's documented rules for the fields we use."""
-    try:
-        data = _front_matter(text)
-    except yaml.YAMLError as error:
-        return [f"the front matter is not YAML: {error}"], []
-    if data is None:
-        return [], ["empty or missing yaml metadata in repo card"]
-    if not isinstance(data, dict):
-        return ["the front matter must be a mapping"], []
-    errors = []
-    for key in ("tags", "datasets", "language", "configs", "model-index", "size_categories", "task_categories"):
-        if key in data and not isinstance(data[key], (list, str) if key in ("datasets", "language") else list):
-            errors.append(f'"{key}" must be an array')
-    if any(not isinstance(t, str) or not t.strip() or len(t) > 100 for t in data.get("tags") or []):
-        errors.append('"tags" must hold short texts')
-    for key in ("library_name", "pipeline_tag", "license", "pretty_name"):
-        if key in data and not isinstance(data[key], str):
-            errors.append(f'"{key}" must be a string')
-    for name in data.get("datasets") or []:
-        if not re.fullmatch(r"[\w.-]+(/[\w.-]+)?", str(name)):
-            errors.append(f'"datasets" holds {str(name)[:40]!r}, which is no dataset id')
-    for entry in data.get("model-index") or []:
-        errors += _index_problems(entry)
-    for config in data.get("configs") or []:
-        files = config.get("data_files") if isinstance(config, dict) else None
-        if not isinstance(config, dict) or "config_name" not in config or not files:
-            errors.append('"configs" needs config_name and data_files')
-    return errors, []
-
-
-def _index_problems(entry: Any) -> list[str]:
-    if not isinstance(entry, dict) or not isinstance(entry.get("name"), str):
-        return ['"model-index[0].name" is required']
-    errors = []
-    for result in entry.get("results") or []:
-        if "type" not in (result.get("task") or {}):
-            errors.append('"model-index[0].results[0].task.type" is required')
-        if not {"type", "name"} <= set(result.get("dataset") or {}):
-            errors.append('"model-index[0].results[0].dataset" needs type and name')
-        for metric in result.get("metrics") or [{}]:
-            if "type" not in metric or "value" not in metric:
-                errors.append('"model-index[0].results[0].metrics" needs type and value')
-    return errors if entry.get("results") else ['"model-index[0].results" is required']
