@@ -4,11 +4,12 @@ Repositories are named after the experiment: `user/name-law`, `user/name-series`
 The law names the others by revision, so that what is pulled later is what was pushed.
 """
 
-import json
 import logging
 import os
 import shutil
-from collections.abc import Sequence
+import tempfile
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from fnmatch import fnmatch
 from pathlib import Path
@@ -175,13 +176,28 @@ def pull_experiment(
         repo_id, pinned = cards.split_reference(law.provenance_.series)
         series = Series.from_hub(repo_id, revision=pinned, token=token)
     wanted = {reference: _model_files(reference, token, max_bytes) for reference in law.provenance_.proxies if proxies}
-    target.mkdir(parents=True, exist_ok=True)
-    law.to_json(target / "law.json")
-    if series is not None:
-        series.to_jsonl(target / "runs.jsonl")
-    for reference, files in wanted.items():
-        _fetch_model(reference, files, target / "models", token, max_bytes)
+    with _whole_folder(target) as draft:
+        law.to_json(draft / "law.json")
+        if series is not None:
+            series.to_jsonl(draft / "runs.jsonl")
+        for reference, files in wanted.items():
+            _fetch_model(reference, files, draft / "models", token, max_bytes)
     return law, series
+
+
+@contextmanager
+def _whole_folder(target: Path) -> Iterator[Path]:
+    """Yield a folder beside `target` that becomes `target` at the end, so that a pull is there whole or not at all."""
+    target.parent.mkdir(parents=True, exist_ok=True)
+    draft = Path(tempfile.mkdtemp(dir=target.parent, prefix=f".{target.name}."))
+    try:
+        yield draft
+        if target.exists():
+            target.rmdir()  # empty, as was checked
+        draft.rename(target)
+        target.chmod(0o755)
+    finally:
+        shutil.rmtree(draft, ignore_errors=True)
 
 
 def _model_files(reference: str, token: Any, max_bytes: int) -> list[str]:
@@ -212,7 +228,6 @@ def _fetch_model(reference: str, files: Sequence[str], models: Path, token: Any,
         place = folder / safe_name(name, repo_id)
         place.parent.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(path, place)
-    config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    config = read_json(folder / "config.json")
     if isinstance(config, dict) and config.get("auto_map"):
-        shutil.rmtree(folder)
-        raise RecordError(f"{repo_id} asks for code of its own (auto_map in config.json); it was not kept.")
+        raise RecordError(f"{repo_id} asks for code of its own (auto_map in config.json); nothing was kept.")

@@ -197,6 +197,8 @@ CONFIG = b'{"model_type": "mu_llama"}'
         ({"config.json": CONFIG, "model.safetensors": b"x", "../../evil.json": b"{}"}, "no plain name"),
         ({"config.json": CONFIG, "model.safetensors": b"x", "/etc/evil.json": b"{}"}, "no plain name"),
         ({"config.json": CONFIG, "model.safetensors": b"x", "a\\..\\evil.json": b"{}"}, "no plain name"),
+        ({"config.json": b"{" * 100_000, "model.safetensors": b"x"}, "more than the 5,000 allowed|not valid JSON"),
+        ({"config.json": b"[" * 4000, "model.safetensors": b"x"}, "not valid JSON"),
         ({"config.json": b'{"auto_map": {"AutoConfig": "evil.Config"}}', "model.safetensors": b"x"}, "code of its own"),
         ({"config.json": CONFIG, "model.safetensors": b"x" * 10_000}, "more than the 5,000 allowed"),
     ],
@@ -205,9 +207,10 @@ def test_hostile_proxies(hub, tmp_path, no_pictures, files, message):
     hostile_proxy(hub, files)
     with pytest.raises(RecordError, match=message):
         pull_experiment("me/tiny", tmp_path / "a" / "out", max_bytes=5000)
-    written = [p for p in tmp_path.rglob("*") if p.is_file() and "hub-cache" not in p.parts]
-    assert not [p for p in written if p.name not in ("law.json", "runs.jsonl")]
-    assert not [p for p in tmp_path.rglob("*") if "evil" in p.name and "hub-cache" not in p.parts]
+    assert not [p for p in tmp_path.rglob("*") if p.is_file() and "hub-cache" not in p.parts]
+    hub.repo("me/evil").commit({"config.json": CONFIG, "model.safetensors": b"x"}, "mended")
+    pull_experiment("me/tiny", tmp_path / "a" / "out", max_bytes=5000)
+    assert [p.name for p in (tmp_path / "a").iterdir()] == ["out"]
 
 
 def test_code_and_pickles_beside_good_weights_stay_there(hub, tmp_path, no_pictures):
