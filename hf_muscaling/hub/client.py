@@ -86,7 +86,8 @@ def _commit(api, repo_id, files, repo_type, private, revision, message) -> Pushe
     """Compare with the head, send what differs, and commit on top of exactly that head."""
     from huggingface_hub import CommitOperationAdd
 
-    full = api.create_repo(repo_id, repo_type=repo_type, private=private, exist_ok=True).repo_id
+    sdk = "static" if repo_type == "space" else None  # free for everyone, and no server
+    full = api.create_repo(repo_id, repo_type=repo_type, private=private, exist_ok=True, space_sdk=sdk).repo_id
     if revision is not None:
         api.create_branch(full, repo_type=repo_type, branch=revision, exist_ok=True)
     info = api.repo_info(full, repo_type=repo_type, revision=revision)
