@@ -23,6 +23,7 @@ from . import answers, store
 from .fitting import check_objective
 from .prediction import Evaluation, Prediction
 from .selection import WINDOW, check_window, select
+from .sharing import SharedLaw
 from .table import ANY_SIGN, MEANING, _columns, read_table, run_labels
 
 VARIABLES = ("N", "D", "S", "B", "C", "S1", "S2")
@@ -52,7 +53,7 @@ def _arguments(law: Callable[..., Any]) -> tuple[tuple[str, ...], tuple[str, ...
     return variables, names[len(variables) :]
 
 
-class ScalingLaw(ABC):
+class ScalingLaw(SharedLaw, ABC):
     """Base of the laws; see `PowerLaw` for one.
 
     After `fit`: `params_` (dict, the paper's letters), `objective_value_`, `range_` ({variable: (smallest,
