@@ -19,15 +19,10 @@ OBJECTIVES = {
     "least_squares": "sum of (L_fit - L)² in nats²",
     "lad": "sum of |log L_fit - log L|, least absolute deviation",
 }
-WAYS = 0
-STEPS = 12, 3, 40
-SHORTEST = 1e-9  #: share of Newton's step below which a row has come as far as its digits allow
-LEAST, MOST = np.array([-3, -0.95, -0.75]), np.array([3.0, 19.0, 3.0])
-NEAR = 0.1  #: largest relative change that is believed unseen
-ROUNDING = 1e-26  #: a promised decrease that is not one: squared relative errors of 1e-13
 FEW, POOL = 32, 61_440  #: resamples that start from one point; rows × resamples whose ends are starts of the rest
 ROWS = 100  #: resamples of a smaller table start from several points
 SMALL = 150  #: a smaller table has more local minima, and is worth more starts
+HOPS, HOP = 12, np.array([0.7, 1.2, 0.2])  #: further starts around a small table's best end, by kind of coordinate
 SHORTEST = 1e-9  #: share of Newton's step below which a row has come as far as its digits allow
 NEAR = 0.1  #: the largest change that is believed unseen
 LEAST, MOST = np.array([-3.0, -0.95, -0.75]), np.array([3.0, 19.0, 3.0])  #: of a step: plain, of a scale, of a rate
@@ -166,6 +161,9 @@ def minimise(
         theta = ways[-1]
     theta = theta if len(problem.loss) > SMALL else distinct(np.concatenate(ways[::-1]))
     theta = newton(problem, theta, last, steps=40, tolerance=1e-12)
+    theta = newton(problem, theta, last, steps=40, tolerance=1e-12, bent=False)  # with E at its bound bent steps stall
+    if lowering and len(problem.loss) <= SMALL:
+        theta = np.concatenate([theta, _hops(problem, theta[problem.compared(theta, last)[0].argmin()], objective)])
     theta = np.concatenate([starts, theta])
     values = problem.value(theta, objective)
     best = int(np.nanargmin(values))
@@ -180,6 +178,14 @@ def minimise(
             if end.fun < values[best]:
                 theta[best], values[best] = np.clip(end.x, problem.low, problem.high), end.fun
     return theta[best], float(values[best])
+
+
+def _hops(problem: Problem, theta: np.ndarray, objective: str) -> np.ndarray:
+    """Where starts scattered around an end (p,) lead; the same for the same table."""
+    found = theta + np.random.default_rng(0).normal(size=(HOPS, len(theta))) * HOP[problem.bend]
+    for delta in _PROFILE[objective]:
+        found = newton(problem, found, delta, steps=40, tolerance=1e-12, bent=False)
+    return newton(problem, found, _POLISH[objective][-1], steps=40, tolerance=1e-12)
 
 
 def way(problem: Problem, theta: np.ndarray, delta: float | None, kept: int = 3) -> np.ndarray:
