@@ -64,7 +64,7 @@ def test_prior_pulls_only_where_the_runs_are_silent():
     assert strong.params_["alpha"] == pytest.approx(0.6, abs=0.02)
     told = ChinchillaLaw(prior={"alpha": (0.45, 0.1)}).fit(runs(0.0005))
     assert told.params_["alpha"] == pytest.approx(0.35, abs=0.02)
-    assert "prior alpha 0.45 ± 0.1, beta 0.36 ± 0.08" in told.summary()
+    assert "prior alpha 0.45 ± 0.1, beta 0.36 ± 0.16" in told.summary()
     assert ChinchillaLaw("huber").prior_ == {} and set(ChinchillaLaw(fixed={"alpha": 0.3}).prior_) == {"beta"}
 
 
