@@ -90,7 +90,8 @@ def coordinates(name, sharded):
         return MuAdamW(shard_model(model) if sharded else model, lr=lr)
 
     base = Architecture(name).base(width=32, layers=1, tie_word_embeddings=True)
-    check = coordinate_check(base, widths=[32, 128], seeds=1, steps=6, optimizer=optimizer)
+    # so narrow, the slopes are noisy: twice the usual tolerance
+    check = coordinate_check(base, widths=[32, 64, 128], seeds=2, steps=6, optimizer=optimizer, tolerance=0.4)
     return {
         "passed": check.passed,
         "control": check.control_worst.slope,
