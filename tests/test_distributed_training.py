@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.distributed_helpers import examples, launch
+from tests.distributed_helpers import accelerate_launch, examples, launch
 
 pytestmark = pytest.mark.slow
 
@@ -124,7 +124,9 @@ def main():
 
 @pytest.fixture(scope="module")
 def ddp(tmp_path_factory):
-    return checked(launch(__file__, "ddp", tmp_path_factory.mktemp("ddp")), "MULTI_CPU")
+    return checked(
+        launch(__file__, "ddp", tmp_path_factory.mktemp("ddp"), launcher=accelerate_launch("ddp_cpu")), "MULTI_CPU"
+    )
 
 
 @pytest.fixture(scope="module")
