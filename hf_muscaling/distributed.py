@@ -8,6 +8,7 @@ import os
 import shutil
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from hf_muscaling.errors import ConfigurationError
@@ -256,7 +257,7 @@ def shard_model(
     if missing:
         raise ConfigurationError(f"Only a model with weights can be sharded; {missing[0]} is on the meta device.")
     if mesh is None:
-        device = torch.accelerator.current_accelerator(check_available=True)
+        device = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
         mesh = init_device_mesh(device.type if device else "cpu", (dist.get_world_size(),))
     options: dict[str, Any] = {
         "mesh": mesh,
@@ -273,10 +274,12 @@ def shard_model(
             value = value.float() if upcast and tensor.requires_grad else value
             dist.broadcast(value, src=0)
             tensor.data = value
-        fully_shard(unit, **options, **further)
+        fully_shard(unit, **(options | further))
 
+    # What one layer hands to the next stays in the computing type; the model's outputs alone are cast.
+    within = replace(options["mp_policy"], output_dtype=None)
     for layer in list(layer_units(model)):
-        shard(layer, reshard_after_forward=reshard_after_forward)
+        shard(layer, mp_policy=within, reshard_after_forward=reshard_after_forward)
     shard(model)
     return model
 
@@ -299,12 +302,13 @@ def shard_for(accelerator: "Accelerator", model: "nn.Module") -> None:
     )
 
 
-def tensor_parallel(model: Any, tp_size: int, fsdp_size: int = 1) -> Any:
+def tensor_parallel(model: Any, tp_size: int, fsdp_size: int = 1, *, scratch: str | None = None) -> Any:
     """Return the model split over `tp_size` processes in every matrix, and over `fsdp_size` groups of them by FSDP2.
 
     transformers' own plan for the architecture (Llama has one; GPT-2, BERT and T5 have none) splits a model where it is
-    loaded, so this goes through a temporary folder that every process must see. Every process ends with the weights of
-    the first; train the result with MuTrainer or `MuAdamW` as ever. `tp_size * fsdp_size` is the number of processes.
+    loaded, so this goes through a temporary folder in `scratch`, which every process must see (by default the system's,
+    good for one machine). Every process ends with the weights of the first; train the result with MuTrainer or
+    `MuAdamW` as ever. `tp_size * fsdp_size` is the number of processes.
 
     Raises ConfigurationError if the architecture has no plan, or the sizes are not those of the launch.
     """
@@ -325,7 +329,7 @@ def tensor_parallel(model: Any, tp_size: int, fsdp_size: int = 1) -> Any:
             f"tp_size={tp_size} times fsdp_size={fsdp_size} is not the number of processes, {launched}; launch "
             f"{tp_size * fsdp_size} (accelerate launch --config_file recipes/accelerate/fsdp2_tp.yaml)."
         )
-    folder = [tempfile.mkdtemp(prefix="hf_muscaling-") if dist.get_rank() == 0 else None]
+    folder = [tempfile.mkdtemp(prefix="hf_muscaling-", dir=scratch) if dist.get_rank() == 0 else ""]
     broadcast_object_list(folder)
     try:
         if dist.get_rank() == 0:

@@ -77,11 +77,6 @@ class TestFiles:
             assert total == settings["num_processes"]
 
     @pytest.mark.slow
-    def test_two_processes_train_together(self, tmp_path):
-        first, second = launched(accelerate_launch("ddp_cpu"), tmp_path, 2)
-        assert first == second and (first["processes"], first["kind"]) == (2, "MULTI_CPU")
-
-    @pytest.mark.slow
     def test_two_machines_of_two_processes(self, tmp_path):
         """Both machines are this one; sharded within each and replicated across them."""
         import socket
@@ -310,6 +305,7 @@ def test_a_series_under_fsdp2(tmp_path, monkeypatch):
     monkeypatch.setenv("HF_MUSCALING_CACHE", str(tmp_path / "cache"))
     settings = {"widths": [8, 16, 32], "target_width": 64, "learning_rates": [1e-2], "steps": 12, "warmup_steps": 2}
     settings |= {"gradient_checkpointing": True, "accumulation_steps": 2, "tie_word_embeddings": True}
+    settings |= {"placement": "together"}  # or each process would train whole runs
     one = tiny_experiment(tmp_path, output_dir=str(tmp_path / "one"), **settings)
     expected = {run.run_id: run for run in run_experiment(one, progress=False).proxies}
     two = tiny_experiment(tmp_path, output_dir=str(tmp_path / "two"), **settings)

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.distributed_helpers import examples, launch
+from tests.distributed_helpers import accelerate_launch, examples, launch
 
 pytestmark = pytest.mark.slow
 
@@ -90,7 +90,8 @@ def coordinates(name, sharded):
         return MuAdamW(shard_model(model) if sharded else model, lr=lr)
 
     base = Architecture(name).base(width=32, layers=1, tie_word_embeddings=True)
-    check = coordinate_check(base, widths=[32, 128], seeds=1, steps=6, optimizer=optimizer)
+    # so narrow, the slopes are noisy: twice the usual tolerance
+    check = coordinate_check(base, widths=[32, 64, 128], seeds=2, steps=6, optimizer=optimizer, tolerance=0.4)
     return {
         "passed": check.passed,
         "control": check.control_worst.slope,
@@ -123,7 +124,9 @@ def main():
 
 @pytest.fixture(scope="module")
 def ddp(tmp_path_factory):
-    return checked(launch(__file__, "ddp", tmp_path_factory.mktemp("ddp")), "MULTI_CPU")
+    return checked(
+        launch(__file__, "ddp", tmp_path_factory.mktemp("ddp"), launcher=accelerate_launch("ddp_cpu")), "MULTI_CPU"
+    )
 
 
 @pytest.fixture(scope="module")

@@ -91,6 +91,11 @@ def sharded(folder):
         trainer.train()
         groups = [[g["lr"], g["weight_decay"]] for g in trainer.optimizer.param_groups]
         result[key] = {"curve": trainer.curve, "groups": groups}
+    for name in ("gpt2", *MASKED):
+        for key, bf16 in (("fp32", False), ("bf16", True)):
+            trainer, _ = trainer_of(name, folder, 4, examples(64, masked=name in MASKED), bf16=bf16, **fsdp)
+            trainer.train()
+            result[f"{name} {key}"] = [row["loss"] for row in trainer.curve]
     return result
 
 
@@ -147,6 +152,9 @@ def test_no_example_is_repeated(ddp):
 
 def test_fsdp2_with_bf16_reports_an_unrounded_loss(tmp_path):
     for rank in launch(__file__, "fsdp", tmp_path):
+        for name in ("gpt2", *MASKED):
+            exact, rounded = rank.pop(f"{name} fp32"), rank.pop(f"{name} bf16")
+            assert rounded != exact and rounded == pytest.approx(exact, rel=1e-2)
         curves = {key: [row["loss"] for row in value["curve"]] for key, value in rank.items()}
         assert all(value["groups"] == rank["fp32"]["groups"] and len(value["groups"]) == 2 for value in rank.values())
         errors = {k: max(abs(a - b) for a, b in zip(curves[k], curves["fp32"], strict=True)) for k in curves}
