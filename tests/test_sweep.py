@@ -269,6 +269,22 @@ def test_the_command_with_two_workers_and_then_the_series(tmp_path, monkeypatch)
     assert result.best.loss <= 1.0025 * min(cell["loss"] for cell in cells if cell["loss"])
 
 
+@pytest.mark.slow
+def test_a_hopeless_run_is_stopped_without_a_record_and_trained_when_pruning_is_off(tmp_path):
+    config = tiny_experiment(tmp_path, learning_rates=[2e-2, 1e-6], steps=64, logging_steps=2, checkpoint_steps=100)
+    result = run_sweep(config, progress=False)
+    assert {cell["params"]["learning_rate"]: cell["state"] for cell in result.cells} == {
+        2e-2: "finished",
+        1e-6: "pruned",
+    }
+    folder = Path(config.output_dir)
+    assert len(list(folder.glob("runs/*/run.json"))) == 1
+    assert result.best.lr == 2e-2
+    whole = run_sweep(config, SweepOptions(study="whole", pruning=False), progress=False)
+    assert {cell["state"] for cell in whole.cells} == {"finished"}
+    assert len(list(folder.glob("runs/*/run.json"))) == 2
+
+
 @pytest.mark.parametrize("script", sorted((ROOT / "recipes/slurm").glob("*.sbatch")), ids=lambda path: path.name)
 def test_slurm_scripts_are_shell_and_say_how_they_are_used(script):
     subprocess.run(["bash", "-n", str(script)], check=True)
