@@ -15,7 +15,7 @@ import pytest
 
 from hf_muscaling.cli import main
 from hf_muscaling.configuration import ExperimentConfig, parse_experiment
-from hf_muscaling.errors import ConfigurationError
+from hf_muscaling.errors import ConfigurationError, Preempted
 from hf_muscaling.experiment import run_experiment
 from tests.series_helpers import flags, tiny_experiment
 from tests.test_runs import make_run
@@ -97,6 +97,19 @@ def test_a_failed_cell_is_tried_again_by_the_same_command(tmp_path):
     with pytest.raises(OSError, match="disk is full"):
         a_study(tmp_path).work(fail)
     assert a_study(tmp_path).work(lambda params, report: (1.0, "x")) == 3
+
+
+@pytest.mark.parametrize("end", [Preempted, KeyboardInterrupt])
+def test_a_worker_that_is_asked_to_stop_leaves_its_cell_to_the_others(tmp_path, end):
+    others = a_study(tmp_path)
+
+    def stop(params, report):
+        raise end
+
+    with pytest.raises(end):
+        a_study(tmp_path).work(stop)
+    assert others.work(lambda params, report: (1.0, "x")) == 3
+    assert {row["state"] for row in others.results()} == {"finished"}
 
 
 def test_a_cell_that_was_enqueued_twice_is_done_once(tmp_path):
