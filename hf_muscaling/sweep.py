@@ -216,7 +216,7 @@ _STATES = {"WAITING": "waiting", "RUNNING": "running", "COMPLETE": "finished", "
 # What may differ between the workers of one study, or grow between two calls, without changing what a cell's run is.
 _FREE = {
     "output_dir", "threads", "verify", "widths", "target_width", "seeds", "target_seeds", "checkpoint_steps", "level",
-    "objective", "count", *PARAMETERS.values(),
+    "objective", "count", "placement", *PARAMETERS.values(),
 }  # fmt: skip
 
 
