@@ -49,6 +49,9 @@ _HOME = {
         "verify_variant",
     ),
     "counting": ("count_parameters", "training_flops"),
+    "planning": ("Hardware", "Plan", "plan_experiment"),
+    "sweep": ("SweepOptions", "run_sweep"),
+    "configuration": ("ExperimentConfig",),
     "trainer": ("MuTrainer", "MuTrainingArguments"),
     "series": ("train_series",),
     "runs": ("Run", "Series"),
@@ -94,6 +97,7 @@ if TYPE_CHECKING:
     from hf_muscaling.checks.coordinates import CoordinateCheck
     from hf_muscaling.checks.depth import DepthCheck, depth_check
     from hf_muscaling.checks.transfer import TransferCheck, transfer_check
+    from hf_muscaling.configuration import ExperimentConfig
     from hf_muscaling.convert import (
         MuAutoModelForCausalLM,
         MuAutoModelForMaskedLM,
@@ -146,7 +150,9 @@ if TYPE_CHECKING:
         MuT5Model,
     )
     from hf_muscaling.optim import MuAdamW, MuSGD, mu_param_groups
+    from hf_muscaling.planning import Hardware, Plan, plan_experiment
     from hf_muscaling.readers import RunTable, read_runs
     from hf_muscaling.runs import Run, Series
     from hf_muscaling.series import train_series
+    from hf_muscaling.sweep import SweepOptions, run_sweep
     from hf_muscaling.trainer import MuTrainer, MuTrainingArguments

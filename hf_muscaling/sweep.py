@@ -19,7 +19,8 @@ from typing import TYPE_CHECKING, Any
 from filelock import FileLock
 
 from hf_muscaling.configuration import ExperimentConfig
-from hf_muscaling.errors import ConfigurationError, TrainingError
+from hf_muscaling.errors import ConfigurationError, Preempted, TrainingError
+from hf_muscaling.interruption import listening
 from hf_muscaling.pruning import basin_pruner, require_optuna, rung_loss, rungs
 from hf_muscaling.runs import Run, write_json, write_text
 
@@ -163,7 +164,11 @@ class Study:
                 self.optuna.storages.fail_stale_trials(self.study)  # and their cells are enqueued once more
                 if self._count("WAITING"):
                     empty_since = None
-                    self.study.optimize(lambda trial: self._objective(trial, train), n_trials=1, catch=(_Surplus,))
+                    try:
+                        self.study.optimize(lambda trial: self._objective(trial, train), n_trials=1, catch=(_Surplus,))
+                    except (Preempted, KeyboardInterrupt):  # this worker goes, its cell is another's at once
+                        self._enqueue()
+                        raise
                     continue
                 empty_since = time.monotonic() if empty_since is None else empty_since
                 if not self._count("RUNNING") or time.monotonic() - empty_since > patience:
@@ -211,7 +216,7 @@ _STATES = {"WAITING": "waiting", "RUNNING": "running", "COMPLETE": "finished", "
 # What may differ between the workers of one study, or grow between two calls, without changing what a cell's run is.
 _FREE = {
     "output_dir", "threads", "verify", "widths", "target_width", "seeds", "target_seeds", "checkpoint_steps", "level",
-    "objective", "count", *PARAMETERS.values(),
+    "objective", "count", "placement", *PARAMETERS.values(),
 }  # fmt: skip
 
 
@@ -314,11 +319,11 @@ def run_sweep(config: ExperimentConfig, options: SweepOptions | None = None, pro
     lowest loss the one with the smallest learning rate is the best (`best_of_grid`).
 
     Raises ConfigurationError for a storage that cannot be opened, a study of another experiment, or several processes
-    under one launcher; TrainingError if every run diverged.
+    under one launcher; TrainingError if every run diverged; Preempted on SIGTERM (another worker takes its cell).
     """
     require_optuna()
     from hf_muscaling.configuration import launched_processes
-    from hf_muscaling.series import writable_folder
+    from hf_muscaling.folders import writable_folder
 
     options = options or SweepOptions()
     if launched_processes() > 1:
@@ -329,7 +334,8 @@ def run_sweep(config: ExperimentConfig, options: SweepOptions | None = None, pro
     config.base_config()
     folder = writable_folder(config.output_dir)
     study = Study(config, options, folder)
-    study.work(_trainer(config, folder, progress))
+    with listening():
+        study.work(_trainer(config, folder, progress))
     return write_results(config, study, folder)
 
 

@@ -15,7 +15,7 @@ import pytest
 
 from hf_muscaling.cli import main
 from hf_muscaling.configuration import ExperimentConfig, parse_experiment
-from hf_muscaling.errors import ConfigurationError
+from hf_muscaling.errors import ConfigurationError, Preempted
 from hf_muscaling.experiment import run_experiment
 from tests.series_helpers import flags, tiny_experiment
 from tests.test_runs import make_run
@@ -97,6 +97,19 @@ def test_a_failed_cell_is_tried_again_by_the_same_command(tmp_path):
     with pytest.raises(OSError, match="disk is full"):
         a_study(tmp_path).work(fail)
     assert a_study(tmp_path).work(lambda params, report: (1.0, "x")) == 3
+
+
+@pytest.mark.parametrize("end", [Preempted, KeyboardInterrupt])
+def test_a_worker_that_is_asked_to_stop_leaves_its_cell_to_the_others(tmp_path, end):
+    others = a_study(tmp_path)
+
+    def stop(params, report):
+        raise end
+
+    with pytest.raises(end):
+        a_study(tmp_path).work(stop)
+    assert others.work(lambda params, report: (1.0, "x")) == 3
+    assert {row["state"] for row in others.results()} == {"finished"}
 
 
 def test_a_cell_that_was_enqueued_twice_is_done_once(tmp_path):
@@ -267,6 +280,22 @@ def test_the_command_with_two_workers_and_then_the_series(tmp_path, monkeypatch)
     assert records == {path: path.stat().st_mtime_ns for path in records}
     assert result.best.run_id == again.best.run_id
     assert result.best.loss <= 1.0025 * min(cell["loss"] for cell in cells if cell["loss"])
+
+
+@pytest.mark.slow
+def test_a_hopeless_run_is_stopped_without_a_record_and_trained_when_pruning_is_off(tmp_path):
+    config = tiny_experiment(tmp_path, learning_rates=[2e-2, 1e-6], steps=64, logging_steps=2, checkpoint_steps=100)
+    result = run_sweep(config, progress=False)
+    assert {cell["params"]["learning_rate"]: cell["state"] for cell in result.cells} == {
+        2e-2: "finished",
+        1e-6: "pruned",
+    }
+    folder = Path(config.output_dir)
+    assert len(list(folder.glob("runs/*/run.json"))) == 1
+    assert result.best.lr == 2e-2
+    whole = run_sweep(config, SweepOptions(study="whole", pruning=False), progress=False)
+    assert {cell["state"] for cell in whole.cells} == {"finished"}
+    assert len(list(folder.glob("runs/*/run.json"))) == 2
 
 
 @pytest.mark.parametrize("script", sorted((ROOT / "recipes/slurm").glob("*.sbatch")), ids=lambda path: path.name)

@@ -9,7 +9,8 @@
 
 All take turns in short stretches and a ratio is the median over rounds, so that other load on the machine falls on all
 alike. The two processes have their own bare loop beside them, in the first one while the other waits. The time to
-compile is not counted, but printed.
+compile is not counted, but printed. On a machine with much other load take `--clock cpu`: tokens per second of
+processor time, over all threads and processes, which shows what a way costs, though not what processes gain.
 """
 
 import argparse
@@ -41,6 +42,7 @@ CHOICES = {"eager": ("eager", False, False), "compile": ("sdpa", True, False), "
 """Attention kernel, torch.compile, bf16 autocast."""
 SECONDS = 1.0
 """How long a stretch of the bare loop should take."""
+CLOCKS = {"wall": time.perf_counter, "cpu": time.process_time}
 
 
 def base_config(flags):
@@ -82,6 +84,7 @@ class Loop:
         self.model.config.use_cache = False
         self.optimizer = MuAdamW(self.model, lr=4e-3)
         self.blocks, self.size, self.bf16, self.done = blocks, flags.batch, bf16, 0
+        self.clock = CLOCKS[flags.clock]
         self.losses: list[float] = []
         if compiled:
             self.model.compile()
@@ -104,26 +107,27 @@ class Loop:
 
     def run(self, steps: int) -> float:
         """Return the steps per second of so many steps."""
-        started = time.perf_counter()
+        started = self.clock()
         for _ in range(steps):
             self.step()
-        return steps / (time.perf_counter() - started)
+        return steps / (self.clock() - started)
 
 
 class Clock(TrainerCallback):
     """Note when the first and the last step end."""
 
-    def __init__(self):
+    def __init__(self, clock: str):
+        self.clock = CLOCKS[clock]
         self.times: list[float] = []
 
     def on_step_end(self, args, state, control, **kwargs):
         """Note the time."""
-        self.times.append(time.perf_counter())
+        self.times.append(self.clock())
 
 
 def trainer_speed(kind: str, flags, model, blocks: PackedBlocks, steps: int, **arguments) -> float:
     """Return the steps per second of a Trainer on a model, from the end of its first step on."""
-    clock = Clock()
+    clock = Clock(flags.clock)
     with tempfile.TemporaryDirectory() as folder:
         if kind == "stock":
             args = TrainingArguments(
@@ -137,7 +141,10 @@ def trainer_speed(kind: str, flags, model, blocks: PackedBlocks, steps: int, **a
             trainer.remove_callback(PrinterCallback)
         with contextlib.redirect_stderr(io.StringIO()), contextlib.redirect_stdout(io.StringIO()):
             trainer.train()
-    return steps / (clock.times[-1] - clock.times[0])
+    spent = torch.tensor(clock.times[-1] - clock.times[0])
+    if flags.clock == "cpu" and torch.distributed.is_initialized():
+        torch.distributed.all_reduce(spent)  # what all processes spent together
+    return steps / float(spent)
 
 
 def measure(flags, width: int) -> dict:
@@ -217,7 +224,7 @@ def launched(flags, child: str) -> dict[str, float]:
         result = Path(folder) / "result.json"
         words = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", __file__]
         words += ["--child", child, "--result", str(result), "--architecture", flags.architecture]
-        for name in ("layers", "sequence", "batch", "vocabulary", "rounds"):
+        for name in ("layers", "sequence", "batch", "vocabulary", "rounds", "clock"):
             words += [f"--{name}", str(getattr(flags, name))]
         words += ["--widths", *map(str, flags.widths)]
         done = subprocess.run(words, env=os.environ | {"OMP_NUM_THREADS": "1"}, capture_output=True, text=True)
@@ -245,9 +252,12 @@ def tables(flags, found: dict[int, dict], two: dict[str, dict[str, float]]) -> s
             f"{row['compile seconds']:.0f} |"
         )
     steps = sorted({row["steps"] for row in found.values()})
-    lines += ["", f"{flags.architecture}, {flags.layers} layers, {flags.batch} × {flags.sequence} tokens a step, "
-              f"{available_cores()} cores, {flags.rounds} rounds; in brackets the training loss against fp32's after "
-              f"the same {steps[0]} to {steps[-1]} steps."]  # fmt: skip
+    note = (
+        f"{flags.architecture}, {flags.layers} layers, {flags.batch} × {flags.sequence} tokens a step, "
+        f"{available_cores()} cores, {flags.rounds} rounds, {flags.clock} time; in brackets the training loss against "
+        f"fp32's after the same {steps[0]} to {steps[-1]} steps."
+    )
+    lines += ["", note]
     return "\n".join(lines)
 
 
@@ -261,6 +271,7 @@ def main() -> None:
     parser.add_argument("--batch", type=int, default=16, help="sequences a step, over all processes")
     parser.add_argument("--vocabulary", type=int, default=256)
     parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--clock", choices=[*CLOCKS], default="wall")
     parser.add_argument("--one_process", action="store_true", help="leave out DDP and FSDP2")
     parser.add_argument("--output", metavar="FILE", help="write the tables here too")
     parser.add_argument("--child", choices=["ddp", "fsdp2"], help=argparse.SUPPRESS)
