@@ -327,7 +327,8 @@ def _said(error: BaseException) -> str:
 
 def _keep(repo_id: str, files: Mapping[str, bytes | Path]) -> str:
     """Write what could not be pushed to the cache folder and say how to continue."""
-    root = Path(os.environ.get("HF_MUSCALING_CACHE") or Path.home() / ".cache" / "hf_muscaling").expanduser()
+    caches = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache")
+    root = Path(os.environ.get("HF_MUSCALING_CACHE") or caches / "hf_muscaling").expanduser()
     folder = root / "unpushed" / re.sub(r"[^A-Za-z0-9_.-]", "--", repo_id)
     try:
         for name, content in files.items():

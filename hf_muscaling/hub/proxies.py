@@ -81,10 +81,8 @@ def proxy_files(
             "Pickled weights are not taken; save the model with save_pretrained."
         )
     config = json.loads(files["config.json"].read_bytes())  # type: ignore[union-attr]
-    if (config.get("model_type"), config.get("hidden_size")) != (
-        run.config.get("model_type"),
-        run.config.get("hidden_size"),
-    ):
+    shared = {name for name in ("model_type", "vocab_size", *SHAPES) if name in config and name in run.config}
+    if "model_type" not in shared or any(config[name] != run.config[name] for name in shared):
         raise RecordError(f"{text.public(str(folder))} holds another model than that of the run {run.run_id!r}.")
     folded = False
     if standard:

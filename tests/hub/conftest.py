@@ -70,7 +70,7 @@ def environment(hub: HubServer, home: os.PathLike[str] | str, **changes: str) ->
     """The environment of a fresh process that talks to the loopback Hub, with caches of its own."""
     own = {
         "HF_ENDPOINT": hub.url, "HF_HUB_OFFLINE": "0", "HF_HUB_DISABLE_XET": "1", "HF_HOME": str(home),
-        "HF_TOKEN": TOKEN, "HF_UPDATE_DOWNLOAD_COUNTS": "0", "HF_HUB_DISABLE_TELEMETRY": "1", "HF_MUSCALING_CACHE": f"{home}/muscaling",
+        "HF_TOKEN": TOKEN, "HF_HUB_DISABLE_TELEMETRY": "1", "HF_MUSCALING_CACHE": f"{home}/muscaling",
         "NO_PROXY": "127.0.0.1",
     }  # fmt: skip
     return os.environ | own | changes

@@ -1,8 +1,6 @@
 """Modules for evaluate: right numbers, bad input by name, from a folder, from the Hub and inside MuTrainer."""
 
 import math
-import subprocess
-import sys
 
 import evaluate
 import numpy as np
@@ -13,7 +11,7 @@ from hf_muscaling.errors import ConfigurationError
 from hf_muscaling.hub.metrics import push_metric
 from hf_muscaling.metrics import METRICS, load_metric, metric_path
 from hf_muscaling.metrics.training import loss_metrics
-from tests.hub.conftest import environment, hub, hub_server  # noqa: F401  the loopback Hub's fixtures
+from tests.hub.conftest import hub, hub_server  # noqa: F401  the loopback Hub's fixtures
 
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning")
 
@@ -107,19 +105,15 @@ def test_a_loss_that_is_no_mean_over_tokens():
         loss_metrics(hf_muscaling.MuBertForSequenceClassification(config))
 
 
-def test_from_the_hub(hub, tmp_path):  # noqa: F811  a fixture
+def test_from_the_hub(hub, tmp_path, monkeypatch):  # noqa: F811  a fixture
     pushed = push_metric("prediction_error", "me/prediction_error")
     assert pushed.url == f"{hub.url}/spaces/me/prediction_error"
     assert set(hub.repo("me/prediction_error", "space").files) == {"README.md", "index.html", "prediction_error.py"}
-    program = (
-        "import evaluate\n"
-        "metric = evaluate.load('me/prediction_error')\n"
-        "print(metric.compute(predictions=[2.0], references=[4.0])['are'])"
-    )
-    done = subprocess.run(
-        [sys.executable, "-c", program], env=environment(hub, tmp_path / "home"), capture_output=True, text=True
-    )
-    assert done.returncode == 0, done.stderr[-1500:]
-    assert done.stdout.split() == ["0.5"]
+    monkeypatch.setattr("evaluate.config.HF_ENDPOINT", hub.url)
+    monkeypatch.setattr("evaluate.config.HUB_EVALUATE_URL", hub.url + "/spaces/{path}/resolve/{revision}/{name}")
+    monkeypatch.setattr("evaluate.config.HF_UPDATE_DOWNLOAD_COUNTS", False)
+    monkeypatch.setattr("evaluate.config.DOWNLOADED_EVALUATE_PATH", tmp_path / "downloaded")
+    found = evaluate.load("me/prediction_error").compute(predictions=[2.0], references=[4.0])
+    assert found["are"] == 0.5 and hub.requests("GET /spaces/me/prediction_error/resolve/main")
     with pytest.raises(ConfigurationError, match="needs the metric's name"):
         push_metric("bits_per_byte", "me/bpb")
