@@ -73,6 +73,7 @@ _HOME = {
     "readers": ("RunTable", "read_runs"),
     "data": ("DataConfig", "prepare_data"),
     "hub.folders": ("pull_experiment", "push_experiment"),
+    "hub.proxies": ("push_proxy",),
 }
 _MODULE_OF = {name: module for module, names in _HOME.items() for name in names}
 
@@ -109,6 +110,7 @@ if TYPE_CHECKING:
     from hf_muscaling.counting import count_parameters, training_flops
     from hf_muscaling.data import DataConfig, prepare_data
     from hf_muscaling.hub.folders import pull_experiment, push_experiment
+    from hf_muscaling.hub.proxies import push_proxy
     from hf_muscaling.laws import (
         AnnealingLaw,
         ChinchillaLaw,

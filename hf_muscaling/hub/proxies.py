@@ -28,6 +28,8 @@ AUTO = {
     "masked": ("AutoModelForMaskedLM", "fill-mask"),
     "seq2seq": ("AutoModelForSeq2SeqLM", "text2text-generation"),
 }
+OWN_CLASSES = ("mu_llama", "mu_gpt2", "mu_bert", "mu_t5")
+"""Architectures with a class in the package; others are converted, and load through its own Auto classes."""
 SHAPES = {
     "hidden_size": "width", "d_model": "width", "n_embd": "width", "num_attention_heads": "attention heads",
     "n_head": "attention heads", "num_heads": "attention heads", "num_key_value_heads": "key/value heads",
@@ -142,6 +144,7 @@ def proxy_card(
         repo_id=repo_id,
         run=run,
         auto=auto,
+        own_class=run.config.get("model_type") in OWN_CLASSES,
         target={"masked": "masked token", "seq2seq": "target token"}.get(str(kind), "token"),
         generates=kind != "masked",
         shapes=[

@@ -4,7 +4,7 @@ import pytest
 from huggingface_hub import ModelCard
 
 from hf_muscaling.errors import RecordError
-from hf_muscaling.hub.proxies import proxy_files
+from hf_muscaling.hub.proxies import proxy_card, proxy_files
 from tests.hub.helpers import small_run
 from tests.hub.markdown import images, tables
 
@@ -41,6 +41,12 @@ def test_every_architecture(architecture, tmp_path):
     other = small_run(32, config=config_record(architecture.base()), settings=settings)
     with pytest.raises(RecordError, match="another model than that of the run"):
         proxy_files(tmp_path / "model", other, "me/x", tmp_path / "scratch2", None)
+
+
+def test_a_converted_model_loads_through_our_auto_class():
+    text = proxy_card(small_run(config={"model_type": "mu_mistral"}), "me/x", False, False, None, None, True)
+    assert "from hf_muscaling import MuAutoModelForCausalLM" in text and "hf_muscaling.models" not in text
+    assert "import hf_muscaling.models" in proxy_card(small_run(), "me/x", False, False, None, None, True)
 
 
 def test_a_control_without_mup_says_so(gpt2, tmp_path):
