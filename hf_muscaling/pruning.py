@@ -1,7 +1,7 @@
 """When a run of a sweep is hopeless: a rule that spares the optimum's basin, and a pruner of Optuna that applies it.
 
-A run is stopped at step t only if its loss is still above what some other run had at t/4. Why this spares the runs that
-matter:
+A run is stopped at step t only if its loss is still above what some other run had at t/4, and has fallen less since its
+start than that run's by then (another initialisation may just start higher). Why this spares the runs that matter:
 
 * Too small a learning rate. While training is stable, a run with rate η/k follows the run with rate η, k times slower
   (gradient flow depends on η·t alone). A rate within a factor of 4 of the best is therefore never behind the best's
@@ -56,12 +56,13 @@ def rung_loss(curve: Iterable[Mapping[str, float]], rung: int) -> float | None:
 
 
 def hopeless(losses: Mapping[int, float], others: Iterable[Mapping[int, float]], steps: int) -> bool:
-    """Return whether to stop a run: at its last rung its loss is 1 % above another's at a quarter of the rung.
+    """Return whether to stop a run: at its last rung it is behind another at a quarter of the rung, by 1 % of loss.
 
     `losses` maps rungs to losses, as do `others`, of runs with as many steps. A loss that is not finite is hopeless.
 
-    >>> fast = {13: 6.0, 25: 5.5, 50: 5.0, 100: 4.5}
-    >>> hopeless({25: 6.8, 50: 6.3, 100: 5.5}, [fast], steps=800), hopeless({100: 5.7}, [fast], steps=800)
+    >>> fast = {13: 6.9, 25: 6.0, 50: 5.0, 100: 4.5}
+    >>> slow, slower = {13: 7.0, 25: 6.8, 50: 6.3, 100: 5.5}, {13: 7.0, 25: 6.9, 50: 6.8, 100: 6.5}
+    >>> hopeless(slow, [fast], steps=800), hopeless(slower, [fast], steps=800)
     (False, True)
     """
     if not losses:
@@ -75,9 +76,14 @@ def hopeless(losses: Mapping[int, float], others: Iterable[Mapping[int, float]],
     earlier = steps_of.index(rung) - int(math.log2(LAG))
     if earlier < 0:
         return False
-    bars = [other[steps_of[earlier]] for other in others if steps_of[earlier] in other]
-    finite = [bar for bar in bars if math.isfinite(bar)]
-    return bool(finite) and losses[rung] > (1 + MARGIN) * min(finite)
+    return any(_behind(losses, rung, other, steps_of[earlier]) for other in others)
+
+
+def _behind(losses: Mapping[int, float], rung: int, other: Mapping[int, float], before: int) -> bool:
+    """Return whether a run is worse at a rung than another before it, in its loss and in what it has learnt."""
+    bar = other.get(before, math.nan)
+    fallen, others_fallen = losses[min(losses)] - losses[rung], other[min(other)] - bar if other else math.nan
+    return losses[rung] > (1 + MARGIN) * bar and fallen < others_fallen  # False where the other's is not known
 
 
 def basin_pruner(steps: int) -> Any:
