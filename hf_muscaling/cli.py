@@ -10,6 +10,7 @@ from hf_muscaling.errors import MuScalingError, Preempted
 
 COMMANDS = {
     "run-series": ("run_series", "train a series, fit its law, predict a larger model"),
+    "plan": ("plan", "parameters, FLOPs and memory of every run, and what fits, before anything runs"),
     "fit": ("fit", "fit a law to runs you already have, predict a larger one"),
     "evaluate": ("evaluate", "score a law at the largest of the runs you already have"),
     "coord-check": ("coord_check", "check a parametrisation over width: status 0 passed, 1 failed"),

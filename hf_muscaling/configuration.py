@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import yaml
 from transformers import HfArgumentParser
 
+from hf_muscaling.distributed import launched_processes
 from hf_muscaling.errors import ConfigurationError
 from hf_muscaling.placement import PLACEMENTS
 
@@ -67,6 +68,8 @@ class ExperimentConfig:
     adam_beta2: float = _option(0.95, "Adam's β2.")
     max_grad_norm: float = _option(1.0, "Gradient clipping.")
     bf16: bool = _option(False, "Mixed precision with bf16.")
+    gradient_checkpointing: bool = _option(False, "Recompute activations in the backward pass: less memory.")
+    compile: bool = _option(False, "Compile the models with torch.compile, for each shape anew.")
     threads: int = _option(0, "CPU threads per launched process; 0 shares this machine's cores among them.")
     placement: str = _option(
         "auto", "Runs side by side, a thread, GPU or launched process each: auto, together (never) or apart (always)."
@@ -269,6 +272,9 @@ class ExperimentConfig:
                 f"batch_size={self.batch_size} cannot be divided evenly among {processes} processes and "
                 f"{self.accumulation_steps} accumulation steps; take a multiple of {parts}."
             )
+        # transformers 5.2x renames gradient checkpointing
+        names = {f.name for f in fields(MuTrainingArguments)} & {"activation_checkpointing", "gradient_checkpointing"}
+        further: dict[str, Any] = {min(names): True} if self.gradient_checkpointing else {}
         return MuTrainingArguments(
             output_dir=str(Path(self.output_dir) / "runs"),
             max_steps=self.steps,
@@ -283,6 +289,7 @@ class ExperimentConfig:
             adam_beta2=self.adam_beta2,
             max_grad_norm=self.max_grad_norm,
             bf16=self.bf16,
+            torch_compile=self.compile,
             seed=self.seed,
             data_seed=self.seed,
             logging_steps=self.logging_steps,
@@ -294,6 +301,7 @@ class ExperimentConfig:
             ddp_find_unused_parameters=False,
             dataloader_pin_memory=torch.accelerator.is_available(),
             use_cpu=not torch.accelerator.is_available(),
+            **further,
         )
 
 
@@ -372,25 +380,6 @@ def _coerce(name: str, value: Any, kind: str) -> Any:
     if wanted is int and converted != float(value):
         raise ConfigurationError(f"{name} must be a whole number, got {value!r}.")
     return converted
-
-
-def launched_processes() -> int:
-    """Return the number of processes that train together.
-
-    Raises ConfigurationError if the launcher started more than Accelerate uses: each would train alone.
-    """
-    import torch
-    from accelerate import PartialState
-
-    # Without cpu=True Accelerate takes a CPU rank of torchrun for a single process.
-    state = PartialState(cpu=not torch.accelerator.is_available())
-    asked = int(os.environ.get("WORLD_SIZE", "1"))
-    if asked != state.num_processes:
-        raise ConfigurationError(
-            f"The launcher started {asked} processes but Accelerate uses {state.num_processes}, so each would train "
-            "alone: check the distributed type in `accelerate config`, or use torchrun --nproc_per_node."
-        )
-    return state.num_processes
 
 
 def available_cores() -> int:

@@ -11,7 +11,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
-from hf_muscaling.configuration import ExperimentConfig, launched_processes
+from hf_muscaling.configuration import ExperimentConfig
+from hf_muscaling.distributed import launched_processes
 from hf_muscaling.errors import TrainingError
 from hf_muscaling.runs import Run, Series, mean_losses, write_json
 
@@ -173,8 +174,8 @@ def _train_and_predict(config, setup, args, folder, workers, progress) -> Experi
     finally:
         bar.close()
     trained = {run.run_id: run for run in [*grid_runs, *proxies]}
-    spent = sum(_step_flops(config, run.width, target.vocab_size) for run in trained.values())
-    ratio = spent / _step_flops(config, config.target_width, target.vocab_size)
+    spent = sum(experiment_step_flops(config, run.width, target.vocab_size) for run in trained.values())
+    ratio = spent / experiment_step_flops(config, config.target_width, target.vocab_size)
     return ExperimentResult(
         config, grid_runs, best, proxies, law, target_N, prediction, targets, ratio, data.info, main
     )
@@ -223,7 +224,8 @@ def _family(config: ExperimentConfig, data: "PackedData") -> str:
     return f"{config.architecture}-{config.num_hidden_layers}l-{config.parametrization}-{data.data_hash[:8]}"
 
 
-def _step_flops(config: ExperimentConfig, width: int, vocabulary: int) -> float:
+def experiment_step_flops(config: ExperimentConfig, width: int, vocabulary: int) -> float:
+    """Return the FLOPs of one training step of an experiment's model at a width, by nanoLM's formula."""
     from hf_muscaling.counting import encoder_decoder_step_flops, step_flops
     from hf_muscaling.data import span_lengths
 

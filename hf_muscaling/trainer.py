@@ -9,9 +9,11 @@ import torch
 from torch import nn
 from torch.utils.data import DataLoader
 from transformers import Trainer, TrainerCallback, TrainingArguments
-from transformers.trainer_utils import EvalLoopOutput, TrainOutput, has_length
+from transformers.trainer_utils import EvalLoopOutput, TrainOutput, get_last_checkpoint, has_length
 
-from hf_muscaling.errors import ConfigurationError
+from hf_muscaling import distributed
+from hf_muscaling.errors import ConfigurationError, RecordError
+from hf_muscaling.layouts import Layout, readable
 from hf_muscaling.models.base import require_mu_model
 from hf_muscaling.optim import MuAdamW, MuSGD, mu_param_groups, sgd_lr_scale
 
@@ -89,14 +91,27 @@ class MuTrainer(Trainer):
         _check_scheduler(self.args)
         self.diverged: str | None = None
         self._flops_per_token: int | None = None
+        self._groups: list[list[str]] = []  # the parameter names of the optimizer's groups, under FSDP2
         self._evaluated = [0.0, 0.0]  # Σ loss and number of targets of the evaluation under way
         self.add_callback(_RunGuard(self))
 
     def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:
-        """Build the optimizer that the arguments name over the model's μP groups."""
-        if self.optimizer is not None:
-            return self.optimizer
-        model = self.model if model is None else model
+        """Build the optimizer that the arguments name over the model's μP groups; under FSDP2, shard the model first.
+
+        The groups then hold the sharded parameters from the start.
+        """
+        if self.is_fsdp_enabled and not distributed.is_sharded(self.model):
+            names = self.optimizer and distributed.group_names(self.model, self.optimizer)
+            distributed.shard_for(self.accelerator, self.model)
+            if names is not None:
+                distributed.point_groups(self.model, self.optimizer, names)
+        if self.optimizer is None:
+            self.optimizer = self._mu_optimizer(self.model if model is None else model)
+        if self.is_fsdp_enabled:
+            self._groups = distributed.group_names(self.model, self.optimizer)
+        return self.optimizer
+
+    def _mu_optimizer(self, model: nn.Module) -> torch.optim.Optimizer:
         args = self.args
         policy = getattr(args, "weight_decay_policy", "coupled")
         decay = {"weight_decay": args.weight_decay, "policy": policy}
@@ -110,13 +125,12 @@ class MuTrainer(Trainer):
                 )
             kwargs = {"lr": args.learning_rate, **kwargs}
             if issubclass(optimizer_class, (MuAdamW, MuSGD)):
-                self.optimizer = optimizer_class(model, **kwargs)
-            else:
-                rule = {"lr_scale": sgd_lr_scale} if issubclass(optimizer_class, torch.optim.SGD) else {}
-                decay["weight_decay"] = kwargs.pop("weight_decay", args.weight_decay)
-                self.optimizer = optimizer_class(mu_param_groups(model, kwargs["lr"], **decay, **rule), **kwargs)
-        elif str(getattr(args.optim, "value", args.optim)) in _ADAMW:
-            self.optimizer = MuAdamW(
+                return optimizer_class(model, **kwargs)
+            rule = {"lr_scale": sgd_lr_scale} if issubclass(optimizer_class, torch.optim.SGD) else {}
+            decay["weight_decay"] = kwargs.pop("weight_decay", args.weight_decay)
+            return optimizer_class(mu_param_groups(model, kwargs["lr"], **decay, **rule), **kwargs)
+        if str(getattr(args.optim, "value", args.optim)) in _ADAMW:
+            return MuAdamW(
                 model,
                 lr=args.learning_rate,
                 betas=(args.adam_beta1, args.adam_beta2),
@@ -124,26 +138,27 @@ class MuTrainer(Trainer):
                 scale_eps=getattr(args, "scale_adam_epsilon", True),
                 **decay,
             )
-        elif str(getattr(args.optim, "value", args.optim)) == "sgd":
-            self.optimizer = MuSGD(model, lr=args.learning_rate, **decay)
-        else:
-            raise ConfigurationError(
-                f"optim={args.optim!r} has no μP rule here; use one of {', '.join((*_ADAMW, 'sgd'))}, or "
-                "optimizer_cls_and_kwargs with an Adam-like class."
-            )
-        return self.optimizer
+        if str(getattr(args.optim, "value", args.optim)) == "sgd":
+            return MuSGD(model, lr=args.learning_rate, **decay)
+        raise ConfigurationError(
+            f"optim={args.optim!r} has no μP rule here; use one of {', '.join((*_ADAMW, 'sgd'))}, or "
+            "optimizer_cls_and_kwargs with an Adam-like class."
+        )
+
+    def create_scheduler(self, num_training_steps: int, optimizer: torch.optim.Optimizer | None = None):
+        """Create the scheduler, after making sure that sharding left every group with its own parameters.
+
+        Accelerate matches tensors by address, and shards that are empty on a process all have the same one.
+        """
+        if self.is_fsdp_enabled and self.optimizer is not None:
+            distributed.point_groups(self.model, self.optimizer, self._groups)
+        return super().create_scheduler(num_training_steps, optimizer)
 
     def create_accelerator_and_postprocess(self) -> None:
-        """Create the accelerator; under FSDP2 with bf16 keep the loss and the gradient reduction in fp32."""
-        super().create_accelerator_and_postprocess()
-        plugin = getattr(self.accelerator.state, "fsdp_plugin", None)
-        if self.args.bf16 and plugin is not None and getattr(plugin, "fsdp_version", 1) == 2:
-            from torch.distributed.fsdp import MixedPrecisionPolicy
-
-            # Accelerate's default casts the outputs, the loss among them, to bf16: an error of 1e-2 nats.
-            plugin.mixed_precision_policy = MixedPrecisionPolicy(
-                param_dtype=torch.bfloat16, reduce_dtype=torch.float32, output_dtype=torch.float32
-            )
+        """Create the accelerator, and refuse one that does less than the launcher was asked for."""
+        with distributed.accelerate_for(self.args):
+            super().create_accelerator_and_postprocess()
+        distributed.check_accelerator(self.accelerator, self.args)
 
     def get_batch_samples(self, epoch_iterator, num_batches, device):
         """Fetch one optimizer step's batches and count their tokens over all processes.
@@ -205,6 +220,10 @@ class MuTrainer(Trainer):
     def evaluation_loop(self, *args: Any, **kwargs: Any) -> EvalLoopOutput:
         """Evaluate as Trainer does; the loss is the mean over targets, not the mean of the batches' means."""
         self._evaluated = [0.0, 0.0]
+        if self.is_fsdp_enabled and not distributed.is_sharded(self.model):
+            # Trainer would prepare the model without an optimizer, which Accelerate refuses under FSDP2.
+            self.model, self.optimizer = self.accelerator.prepare(self.model, self.create_optimizer())
+            self.model_wrapped = self.model
         output = super().evaluation_loop(*args, **kwargs)
         total, targets = self._evaluated
         if targets:
@@ -226,11 +245,41 @@ class MuTrainer(Trainer):
             logs["train_loss"] = self._mean_training_loss(logs["train_loss"])
         super().log(logs, start_time)
 
-    def train(self, *args: Any, **kwargs: Any) -> TrainOutput:
-        """Train, and return the mean training loss over all steps, those before a resume included."""
+    def train(self, resume_from_checkpoint: str | bool | None = None, *args: Any, **kwargs: Any) -> TrainOutput:
+        """Train, and return the mean training loss over all steps, those before a resume included.
+
+        A checkpoint may have been written by another number of processes, with or without FSDP2.
+        """
         self.diverged = None
-        output = super().train(*args, **kwargs)
+        checkpoint = resume_from_checkpoint or None
+        if checkpoint is True and (checkpoint := get_last_checkpoint(self.args.output_dir)) is None:
+            raise RecordError(f"There is no checkpoint in {self.args.output_dir}; train without resuming.")
+        with readable(checkpoint, self._layout, self.model, self._names_by_group() if checkpoint else []) as folder:
+            output = super().train(folder, *args, **kwargs)
         return output._replace(training_loss=self._mean_training_loss(output.training_loss))
+
+    def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
+        """Save the model for `from_pretrained`, gathered from all processes; under SHARDED_STATE_DICT Trainer does not.
+
+        A checkpoint (`_internal_call`) under SHARDED_STATE_DICT keeps its shards only.
+        """
+        if self._layout != "sharded" or _internal_call:
+            return super().save_model(output_dir, _internal_call)
+        weights = self.accelerator.get_state_dict(self.model)
+        if self.args.should_save:
+            self.model.save_pretrained(output_dir or self.args.output_dir, state_dict=weights)
+        return None
+
+    @property
+    def _layout(self) -> Layout:
+        """Return the layout of the checkpoints that this trainer writes and reads."""
+        if not self.is_fsdp_enabled:
+            return "plain"
+        return "sharded" if "SHARDED" in str(self.accelerator.state.fsdp_plugin.state_dict_type) else "full"
+
+    def _names_by_group(self) -> list[list[str]]:
+        optimizer = self.optimizer or self._mu_optimizer(self.model)  # in either case over the model's own parameters
+        return distributed.group_names(self.model, optimizer)
 
     @property
     def curve(self) -> list[dict[str, float]]:

@@ -15,6 +15,8 @@ from hf_muscaling.errors import ConfigurationError, RecordError
 from hf_muscaling.laws import ChinchillaLaw, KaplanLaw, KaplanStepLaw, PowerLaw, ScalingLaw
 from hf_muscaling.readers import FORMATS, RunTable, read_runs
 
+from .parser import Parser
+
 LAWS: dict[str, tuple[Callable[..., ScalingLaw], dict[str, Any]]] = {
     "chinchilla": (ChinchillaLaw, {}),
     "kaplan": (KaplanLaw, {}),
@@ -68,16 +70,9 @@ def make_law(name: str, args: argparse.Namespace) -> ScalingLaw:
     return build(**settings, **{key: value for key, value in options.items() if value is not None})
 
 
-class _Parser(argparse.ArgumentParser):
-    """Errors as the project's own, so that they read alike."""
-
-    def error(self, message: str) -> Any:
-        raise ConfigurationError(f"{message}. `{self.prog} --help` lists the flags.")
-
-
 def law_parser(prog: str, description: str, epilog: str) -> argparse.ArgumentParser:
     """A parser with the flags of the readers and of the law; its errors are ConfigurationErrors."""
-    parser = _Parser(prog=prog, description=description, epilog=epilog)
+    parser = Parser(prog=prog, description=description, epilog=epilog)
     add_reader_flags(parser)
     add = parser.add_argument_group("the law").add_argument
     add("--law", default="chinchilla", choices=list(LAWS), help="chinchilla (default), kaplan, kaplan-step, power, …")

@@ -111,7 +111,8 @@ class BootstrapLaw(RegressionLaw):
         """Weights (n, rows) of `n` resamples of whole runs; the same for the same seed."""
         group = run_index(self._columns)
         runs = int(group.max()) + 1
-        drawn = np.random.default_rng(seed).multinomial(runs, np.full(runs, 1 / runs), n)
+        drawn = np.random.default_rng(seed).integers(0, runs, (n, runs)) + runs * np.arange(n)[:, None]
+        drawn = np.bincount(drawn.ravel(), minlength=n * runs).reshape(n, runs)
         return drawn[:, group] * self._row_weights(self._columns)
 
     def _resample(self, n: int, seed: int) -> np.ndarray:

@@ -10,7 +10,7 @@ import numpy as np
 from ..errors import FitError
 from .answers import plain, positive
 from .bootstrap import BootstrapLaw
-from .fitting import Problem
+from .problem import Problem
 from .regression import Origin, Pin
 from .selection import Columns
 

@@ -8,22 +8,21 @@ independent problems (grid points, resamples).
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
-from collections.abc import Callable
-from dataclasses import dataclass, replace
-from functools import cached_property
-
 import numpy as np
 from scipy.optimize import minimize as simplex
 
 from ..errors import ConfigurationError
+from .problem import DELTA, Problem
 
 OBJECTIVES = {
     "huber": "sum of Huber(log L_fit - log L), delta 1e-3 (Hoffmann et al. 2022, Eq. 3)",
     "least_squares": "sum of (L_fit - L)² in nats²",
     "lad": "sum of |log L_fit - log L|, least absolute deviation",
 }
-DELTA = 1e-3
+SHORTEST = 1e-9  #: share of Newton's step below which a row has come as far as its digits allow
+ROUNDING = 1e-26  #: a promised decrease that is not one: squared relative errors of 1e-13
+FEW, POOL = 32, 61_440  #: resamples that start from one point; rows × resamples whose ends are starts of the rest
+ROWS = 100  #: a smaller table starts from several points
 _PROFILE: dict[str, tuple[float | None, ...]] = {
     "huber": (0.03, 0.005, DELTA),
     "least_squares": (None,),
@@ -43,182 +42,10 @@ def check_objective(objective: str, allowed: tuple[str, ...]) -> str:
     return objective
 
 
-@dataclass(frozen=True)
-class Problem:
-    """Regressions on the same rows: covariates `x` (n, p), the term `term[j]` that parameter j belongs to, losses (n,),
-    weights (n,) or, one set for each regression, (m, n), and bounds of theta.
-    """
-
-    x: np.ndarray
-    term: np.ndarray
-    loss: np.ndarray
-    weight: np.ndarray
-    low: np.ndarray
-    high: np.ndarray
-    centre: np.ndarray | None = None
-    precision: np.ndarray | None = None
-    count: float = 0.0  #: independent observations behind the rows; 0: as many as rows
-    origin: float = 0.0  #: log loss at which a law that contains the loss takes its coordinates
-
-    def value(self, theta: np.ndarray, objective: str) -> np.ndarray:
-        """The objective itself (m,), for parameters (m, p), with the penalty where there is one."""
-        value = objective_value(objective, self.log_loss(theta), self.loss, self.weight)
-        return value + self.penalty(theta) if self.precision is not None else value
-
-    def log_loss(self, theta: np.ndarray) -> np.ndarray:
-        """log L (m, n) of parameters (m, p)."""
-        return _log_loss(self, theta)[0]
-
-    def penalty(self, theta: np.ndarray) -> np.ndarray:
-        """Half the precision-weighted squared distance from `centre` (m,)."""
-        return 0.5 * ((theta - self.centre) ** 2 * self.precision).sum(-1)
-
-    def derivatives(
-        self, theta: np.ndarray, delta: float | None, rows: np.ndarray | None = None
-    ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """Value (m,), gradient (m, p) and exact Hessian (m, p, p); delta None means least squares on the loss.
-
-        `rows` says which of the regressions the rows of theta belong to, where each has its own weights or centre.
-        """
-
-        def own(array: np.ndarray) -> np.ndarray:
-            return array if array.ndim == 1 or rows is None else array[rows]
-
-        value, gradient, hessian = self._derivatives(theta, delta, own(self.weight))
-        if self.precision is not None and self.centre is not None:
-            away = theta - own(self.centre)
-            value = value + 0.5 * (away * away * self.precision).sum(-1)
-            gradient = gradient + away * self.precision
-            hessian = hessian + np.diag(self.precision)
-        return value, gradient, hessian
-
-    def _derivatives(
-        self, theta: np.ndarray, delta: float | None, weight: np.ndarray
-    ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """The same without the penalty, for a sum of power laws.
-
-        With shares s_k of the terms and r the objective's derivatives per row, the Hessian's block (k, l) is
-        `sum_n (r2 - r1) s_k s_l x_k x_lᵀ`, plus `sum_n r1 s_k x_k x_kᵀ` on the diagonal: products of rows (m, n) with
-        the few columns x_k x_l, the same for every regression.
-        """
-        log, share = _log_loss(self, theta)
-        value, first, outer = pull(log, self.loss, delta, weight)
-        outer -= first
-        m, p = theta.shape
-        gradient, hessian = np.empty((m, p)), np.empty((m, p, p))
-        for k, (own, x, squares) in enumerate(self._blocks):
-            pulled = share[k] * first
-            gradient[:, own] = pulled @ x
-            weighted = share[k] * outer
-            for other, (columns, _, _) in enumerate(self._blocks[: k + 1]):
-                features = squares[other]
-                block = (weighted * share[other]) @ features
-                if other == k:
-                    block += pulled @ features
-                block = block.reshape(m, x.shape[1], -1)
-                hessian[:, own, columns] = block
-                if other != k:
-                    hessian[:, columns, own] = block.transpose(0, 2, 1)
-        return value, gradient, hessian
-
-    @cached_property
-    def _reach(self) -> np.ndarray:
-        """The largest size of each covariate."""
-        return np.abs(self.x).max(0)
-
-    @cached_property
-    def _blocks(self) -> list[tuple[slice, np.ndarray, list[np.ndarray]]]:
-        """For each term: its parameters, its covariates (n, a), and their products with those of every earlier term
-        (n, a·b); the parameters of a term are neighbours.
-        """
-        blocks: list[tuple[slice, np.ndarray, list[np.ndarray]]] = []
-        for k in range(int(self.term.max()) + 1):
-            own = np.flatnonzero(self.term == k)
-            x = self.x[:, own]
-            earlier = [*(block[1] for block in blocks), x]
-            products = [(x[:, :, None] * y[:, None, :]).reshape(len(x), -1) for y in earlier]
-            blocks.append((slice(int(own[0]), int(own[-1]) + 1), x, products))
-        return blocks
-
-    def slopes(self, theta: np.ndarray) -> np.ndarray:
-        """d log L / d theta (p, n) at one theta (p,)."""
-        share = _log_loss(self, theta[None])[1][:, 0]
-        return share[self.term] * self.x.T
-
-
-class CurvedProblem(Problem, ABC):
-    """A regression whose log L is no log-sum-exp of linear forms: a law gives `expansion`, the rest follows."""
-
-    @abstractmethod
-    def expansion(self, theta: np.ndarray) -> tuple[np.ndarray, np.ndarray, Callable[[np.ndarray], np.ndarray]]:
-        """log L (m, n), its gradient (m, p, n), and the sum of its Hessians weighted by rows: (m, n) → (m, p, p)."""
-
-    def log_loss(self, theta: np.ndarray) -> np.ndarray:
-        """log L (m, n) of parameters (m, p)."""
-        return self.expansion(theta)[0]
-
-    def slopes(self, theta: np.ndarray) -> np.ndarray:
-        """d log L / d theta (p, n) at one theta (p,)."""
-        return self.expansion(theta[None])[1][0]
-
-    def _derivatives(
-        self, theta: np.ndarray, delta: float | None, weight: np.ndarray
-    ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        log, v, second = self.expansion(theta)
-        value, first, outer = pull(log, self.loss, delta, weight)
-        hessian = (v * outer[:, None]) @ v.transpose(0, 2, 1) + second(first)
-        return value, (v * first[:, None]).sum(2), hessian
-
-
-def objective_value(objective: str, log_fit: np.ndarray, loss: np.ndarray, weight: np.ndarray) -> np.ndarray:
-    """What an objective makes of fitted log losses (…, n): a weighted sum over the rows (see `OBJECTIVES`)."""
-    if objective == "least_squares":
-        return ((np.exp(log_fit) - loss) ** 2 * weight).sum(-1)
-    r = np.abs(log_fit - np.log(loss))
-    if objective == "lad":
-        return (r * weight).sum(-1)
-    if objective == "huber":
-        return (np.where(r <= DELTA, 0.5 * r * r, DELTA * (r - 0.5 * DELTA)) * weight).sum(-1)
-    return (r * r * weight).sum(-1)
-
-
-def _log_loss(problem: Problem, theta: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """log L (m, n) and the share of each term (K, m, n)."""
-    blocks = problem._blocks
-    share = np.empty((len(blocks), len(theta), len(problem.loss)))
-    reach = 0.0
-    for k, (own, x, _) in enumerate(blocks):
-        part = theta[:, own]
-        np.matmul(part, x.T, out=share[k])
-        reach = max(reach, float(np.abs(part).max(0) @ problem._reach[own]))
-    top = np.zeros(()) if reach < 300 else share.max(0)
-    if top.ndim:
-        share -= top
-    np.exp(share, out=share)
-    total = share.sum(0)
-    share /= total
-    return top + np.log(total), share
-
-
-def pull(
-    log: np.ndarray, loss: np.ndarray, delta: float | None, weight: np.ndarray
-) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """The objective (m,) and its first and second derivative (m, n) in each row's log L."""
-    if delta is None:
-        fit = np.exp(log)
-        r = fit - loss
-        first = 2 * r * fit * weight
-        return (r * r * weight).sum(-1), first, 2 * fit * fit * weight + first
-    r = log - np.log(loss)
-    clipped = np.minimum(np.maximum(r, -delta), delta)
-    first = clipped * weight
-    return np.einsum("mn,mn->m", first, r - 0.5 * clipped), first, (clipped == r) * weight
-
-
-def _step(h: np.ndarray, g: np.ndarray, damping: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def _step(h: np.ndarray, g: np.ndarray, damping: float) -> tuple[np.ndarray, np.ndarray]:
     """Newton's step and the decrease it promises; on |h| for the rows where h points uphill."""
     damped = h.copy()
-    damped.reshape(len(h), -1)[:, :: h.shape[1] + 1] += damping[:, None]
+    damped.reshape(len(h), -1)[:, :: h.shape[1] + 1] += damping
     try:
         step = -np.linalg.solve(damped, g[..., None])[..., 0]
         promised = -0.5 * (step * g).sum(1)
@@ -228,7 +55,7 @@ def _step(h: np.ndarray, g: np.ndarray, damping: np.ndarray) -> tuple[np.ndarray
     if uphill.any():
         eigen, vectors = np.linalg.eigh(h[uphill])
         along = np.einsum("mij,mi->mj", vectors, g[uphill])
-        curvature = np.abs(eigen) + damping[uphill, None]
+        curvature = np.abs(eigen) + damping
         step[uphill] = -np.einsum("mij,mj->mi", vectors, along / curvature)
         promised[uphill] = 0.5 * np.sum(along**2 / curvature, 1)
     return step, promised
@@ -241,41 +68,54 @@ def newton(
     free: np.ndarray | None = None,
     steps: int = 60,
     tolerance: float = 1e-14,
+    damping: float = 1e-3,
 ) -> np.ndarray:
-    """Minimise from every row of `theta` at once: damped Newton on |Hessian|, parameters clipped to their bounds,
-    `free` ones moved.
+    """Minimise from every row of `theta` at once: Newton's method on |Hessian|, parameters clipped to their bounds,
+    `free` ones moved. A step that does not descend is shortened to where a parabola has its minimum.
 
-    A row stops when the decrease that Newton's model still promises is below `tolerance` of its value.
+    A row stops when the decrease that Newton's model still promises is below `tolerance` of its value (or `ROUNDING`,
+    for a perfect fit); that last step is taken unseen.
     """
-    theta = np.clip(theta, problem.low, problem.high)
+    theta = np.minimum(np.maximum(theta, problem.low), problem.high)
     p = theta.shape[1]
-    free = np.ones(p, bool) if free is None else free
-    damping = np.full(len(theta), 1e-3)
-    held_curvature = np.eye(p)
-    value, gradient, hessian = problem.derivatives(theta, delta, np.arange(len(theta)))
-    live = np.arange(len(theta))
+    value, gradient, hessian = problem.derivatives(theta, delta)
+    live, t, length = None, theta, np.ones(len(theta))
     for _ in range(steps):
-        g, h, t = gradient[live], hessian[live], theta[live]
-        held = ~free | ((t <= problem.low) & (g > 0)) | ((t >= problem.high) & (g < 0))
+        g, h = gradient, hessian
+        held = ((t <= problem.low) & (g > 0)) | ((t >= problem.high) & (g < 0))
+        if free is not None:
+            held |= ~free
         if held.any():
             g = np.where(held, 0.0, g)
-            h = np.where(held[:, :, None] | held[:, None, :], held_curvature, h)
+            h = np.where(held[:, :, None] | held[:, None, :], np.eye(p), h)
         scale = np.abs(h.diagonal(axis1=1, axis2=2))
         scale = np.sqrt(np.maximum(scale, 1e-20 * scale.max(1, keepdims=True) + 1e-60))
-        step, promised = _step(h / (scale[:, :, None] * scale[:, None, :]), g / scale, damping[live])
-        step = np.minimum(np.maximum(step / scale, -3), 3)
-        tried = np.minimum(np.maximum(t + step, problem.low), problem.high)
-        new, new_gradient, new_hessian = problem.derivatives(tried, delta, live)
-        better = new < value[live]
-        kept = live[better]
-        theta[kept], value[kept] = tried[better], new[better]
-        gradient[kept], hessian[kept] = new_gradient[better], new_hessian[better]
-        damping[live] = np.where(better, damping[live] * 0.1, damping[live] * 10)
-        done = (promised <= tolerance * np.maximum(value[live], 1e-300)) | (damping[live] > 1e8)
-        live = live[~done]
-        if not len(live):
-            break
-        damping = np.maximum(damping, 1e-12)
+        step, promised = _step(h / (scale[:, :, None] * scale[:, None, :]), g / scale, damping)
+        tried = t + length[:, None] * np.minimum(np.maximum(step / scale, -3), 3)
+        tried = np.minimum(np.maximum(tried, problem.low), problem.high)
+        done = (promised <= tolerance * np.abs(value) + ROUNDING) | (length < SHORTEST)
+        if done.any():
+            theta[done if live is None else live[done]] = tried[done]
+            on = np.flatnonzero(~done)
+            if not len(on):
+                return theta
+            live = on if live is None else live[on]
+            kept = (t, tried, value, gradient, hessian, length, promised)
+            t, tried, value, gradient, hessian, length, promised = (array[on] for array in kept)
+        found = problem.derivatives(tried, delta, live)
+        better = found[0] < value
+        if better.all():
+            t, (value, gradient, hessian) = tried, found
+            length = np.minimum(4 * length, 1.0)
+        else:
+            hoped = length * promised
+            shorter = np.clip(hoped / (found[0] - value + 2 * hoped), 0.1, 0.5)
+            length = np.where(better, np.minimum(4 * length, 1.0), length * shorter)
+            t, value = np.where(better[:, None], tried, t), np.where(better, found[0], value)
+            gradient = np.where(better[:, None], found[1], gradient)
+            hessian = np.where(better[:, None, None], found[2], hessian)
+        damping = max(0.1 * damping, 1e-12)
+    theta[slice(None) if live is None else live] = t
     return theta
 
 
@@ -316,22 +156,40 @@ def distinct(theta: np.ndarray) -> np.ndarray:
     return kept
 
 
-def resampled(problem: Problem, theta: np.ndarray, objective: str, chunk: int = 96) -> np.ndarray:
-    """The optimum (m, p) under each of the m weightings of `problem.weight`, starting from the optimum of all rows.
+def resampled(problem: Problem, theta: np.ndarray, objective: str) -> np.ndarray:
+    """The optimum (m, p) under each of the m weightings of `problem.weight`, given that of all rows.
 
-    A weighting moves the optimum far less than Huber's continuation has to bridge, so one start does; in chunks that
-    stay in the processor's cache.
+    A few start from `theta`, then some more from whichever of these ends suits them best, then all others from the
+    ends of those: the values of all pairs are one matrix product, and none ends worse than from that many starts. Small
+    tables, which have more local minima, start from several. Single precision finds the way, double precision the end.
     """
     out = np.empty((len(problem.weight), len(theta)))
-    for begin in range(0, len(out), chunk):
-        weight = problem.weight[begin : begin + chunk]
-        part = replace(problem, weight=weight)
-        if problem.centre is not None and problem.centre.ndim == 2:
-            part = replace(part, centre=problem.centre[begin : begin + chunk])
-        found = np.repeat(theta[None], len(weight), 0)
-        *wide, last = (*_PROFILE[objective][1:], *_POLISH[objective])
-        for delta in wide:
-            found = newton(part, found, delta, tolerance=1e-2)
-        found = newton(part, found, last, tolerance=1e-8)
-        out[begin : begin + chunk] = found
+    many = max(POOL // len(problem.loss), FEW)
+    sizes = [FEW, *((16 * FEW,) if many > 16 * FEW else ()), many]
+    pool, wide = theta[None], _PROFILE[objective][1:]
+    *finer, last = _POLISH[objective]
+    for rows in (*(slice(size) for size in sizes), slice(many, None)):
+        part = problem.part(rows)
+        if not len(part.weight):
+            break
+        starts = _suited(part.single, pool, last)
+        tries = starts.shape[1]
+        spread = part.repeated(tries).single
+        found = starts.reshape(-1, len(theta))
+        for delta in (*wide, *finer, last):
+            found = newton(spread, found, delta, tolerance=1e-5)
+        if tries > 1:
+            best = spread.derivatives(found, last)[0].reshape(-1, tries).argmin(1)
+            found = found.reshape(starts.shape)[np.arange(len(starts)), best]
+        pool = out[rows] = newton(part, found, last, tolerance=1e-11, damping=1e-6)
+        wide = ()
     return out
+
+
+def _suited(problem: Problem, pool: np.ndarray, delta: float | None, at_once: int = 1000) -> np.ndarray:
+    """Starts (m, k, p): for each regression the best of every k-th of the pool, k about what `ROWS` rows cost."""
+    k = min(max(ROWS // len(problem.loss), 1), len(pool))
+    value = np.concatenate(
+        [problem.part(slice(i, i + at_once)).compared(pool, delta) for i in range(0, len(problem.weight), at_once)]
+    )
+    return np.stack([pool[j::k][value[:, j::k].argmin(1)] for j in range(k)], 1)

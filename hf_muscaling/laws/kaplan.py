@@ -10,7 +10,7 @@ import numpy as np
 from ..errors import FitError
 from .answers import plain, positive
 from .bootstrap import BootstrapLaw
-from .fitting import CurvedProblem, Problem
+from .problem import CurvedProblem, Problem
 from .regression import Origin, Pin
 from .selection import Columns
 

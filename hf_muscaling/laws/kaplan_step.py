@@ -10,8 +10,8 @@ import numpy as np
 from ..errors import ConfigurationError, FitError
 from .answers import StepAnswers
 from .bootstrap import BootstrapLaw
-from .fitting import CurvedProblem, Problem
 from .kaplan import positive_pair
+from .problem import CurvedProblem, Problem
 from .regression import Origin, Pin
 from .selection import WINDOW, Columns
 

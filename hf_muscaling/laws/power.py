@@ -9,10 +9,11 @@ import numpy as np
 
 from ..errors import ConfigurationError, FitError
 from .base import ScalingLaw
-from .fitting import OBJECTIVES, objective_value
+from .fitting import OBJECTIVES
 from .intervals import DRIFT_POWER, drift_quantiles, mixture_interval, rolling_origin
 from .posterior import Groups, Posterior
 from .power_fit import fit_power
+from .problem import objective_value
 from .selection import WINDOW
 
 STEEPEST, FLATTEST = -8.0, -1e-3

@@ -6,7 +6,8 @@ from itertools import combinations
 
 import numpy as np
 
-from .fitting import _PROFILE, Problem, minimise, newton
+from .fitting import _PROFILE, minimise, newton
+from .problem import Problem
 
 
 def power_problem(

@@ -24,7 +24,8 @@ import numpy as np
 
 from ..errors import ConfigurationError, FitError
 from .base import ScalingLaw
-from .fitting import DELTA, OBJECTIVES, Problem, distinct, minimise, newton, objective_value
+from .fitting import OBJECTIVES, distinct, minimise, newton
+from .problem import DELTA, Problem, objective_value
 from .selection import WINDOW, Columns, run_index
 
 FLOOR = 1e-3  #: log loss; two seeds of one run differ by about this much

@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from scipy.stats import chi2
 
-from .fitting import _POLISH, _PROFILE, newton, objective_value
+from .fitting import _POLISH, _PROFILE, newton
+from .problem import objective_value
 from .regression import _negative_log_posterior, posterior_mode
 from .selection import run_index
 

@@ -13,7 +13,8 @@ import pytest
 from hf_muscaling.errors import ConfigurationError, FitError, RecordError
 from hf_muscaling.laws import ChinchillaLaw, PowerLaw, ScalingLaw
 from hf_muscaling.laws.chinchilla import _starts
-from hf_muscaling.laws.fitting import Problem, minimise, newton, resampled
+from hf_muscaling.laws.fitting import minimise, newton, resampled
+from hf_muscaling.laws.problem import Problem
 
 DATA = (
     Path(os.environ.get("HF_MUSCALING_DATA", Path(__file__).resolve().parents[3] / "shared" / "data"))

@@ -4,13 +4,9 @@ import numpy as np
 import pytest
 from scipy.optimize import minimize
 
-from hf_muscaling.laws.fitting import (
-    OBJECTIVES,
-    Problem,
-    newton,
-    objective_value,
-)
+from hf_muscaling.laws.fitting import OBJECTIVES, newton
 from hf_muscaling.laws.power_fit import fit_power, power_problem
+from hf_muscaling.laws.problem import Problem, objective_value
 
 BOUNDS = (-8.0, -1e-3)
 

@@ -1,0 +1,136 @@
+"""FSDP2 and DDP over two gloo processes against one process: every architecture, tied and untied, step by step.
+
+This file is also the script that the processes run: `torchrun … test_distributed_training.py --case fsdp --out FILE`.
+"""
+
+import argparse
+import json
+import os
+from functools import cache
+from pathlib import Path
+
+import pytest
+
+from tests.distributed_helpers import examples, launch
+
+pytestmark = pytest.mark.slow
+
+MODELS = [(name, tied) for name in ("gpt2", "llama", "bert", "t5") for tied in (False, True)]
+STEPS = 50
+FSDP = {"fsdp": True, "fsdp_config": {"version": 2}}
+
+
+def make_trainer(name, tied, folder, seed=0, base=None, **settings):
+    """Return a trainer of a small μP model at twice its base width; two processes share each batch of 8."""
+    import torch
+    from transformers import default_data_collator
+    from transformers.trainer_callback import PrinterCallback
+
+    from hf_muscaling import MuTrainer, MuTrainingArguments
+    from tests.conftest import Architecture
+
+    architecture = Architecture(name)
+    spread = 0.4 if name == "t5" else 0.2  # more makes T5's first losses huge, and rounding errors grow
+    config = architecture.base(width=16, layers=2, initializer_range=spread, tie_word_embeddings=tied).at_width(32)
+    model = architecture.model(config, seed)
+    assert (model.get_output_embeddings().weight is model.get_input_embeddings().weight) == tied
+    processes = int(os.environ.get("WORLD_SIZE", "1"))
+    defaults = {
+        "output_dir": str(folder), "max_steps": STEPS, "per_device_train_batch_size": 4 // processes,
+        "per_device_eval_batch_size": 4, "gradient_accumulation_steps": 2, "learning_rate": 1e-2,
+        "lr_scheduler_type": "cosine", "warmup_steps": 5, "weight_decay": 0.1, "max_grad_norm": 0.1,
+        "logging_steps": 1, "save_strategy": "no", "use_cpu": True, "report_to": "none", "disable_tqdm": True,
+        "ddp_find_unused_parameters": False,
+    }  # fmt: skip
+    args = MuTrainingArguments(**(defaults | settings))
+    torch.manual_seed(0)
+    data = examples(64, masked=name in ("bert", "t5"))
+    trainer = (base or MuTrainer)(model, args, train_dataset=data, data_collator=default_data_collator)
+    trainer.remove_callback(PrinterCallback)
+    return trainer
+
+
+def curve(*args, **settings):
+    """Return the losses and gradient norms of a run, its groups' hyperparameters, and a held-out loss."""
+    trainer = make_trainer(*args, **settings)
+    trainer.train()
+    held_out = trainer.evaluate(examples(13, masked=args[0] in ("bert", "t5")))["eval_loss"]
+    return {
+        "loss": [row["loss"] for row in trainer.curve],
+        "norm": [row["grad_norm"] for row in trainer.curve],
+        "groups": [[g["initial_lr"], g["lr"], g["weight_decay"], g["eps"]] for g in trainer.optimizer.param_groups],
+        "held_out": held_out,
+        "kind": trainer.accelerator.distributed_type.value,
+        "sharded": sum(hasattr(p, "placements") for p in trainer.model.parameters()),
+    }
+
+
+def flat_trainer():
+    """Return a MuTrainer whose optimizer has lost its groups, as stock Trainer's would: one learning rate for all."""
+    import torch
+
+    from hf_muscaling import MuTrainer
+
+    class Flat(MuTrainer):
+        def _mu_optimizer(self, model):
+            args = self.args
+            return torch.optim.AdamW(model.parameters(), lr=args.learning_rate, weight_decay=args.weight_decay)
+
+    return Flat
+
+
+def main():
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--case", required=True)
+    parser.add_argument("--out", required=True)
+    options = parser.parse_args()
+    rank = int(os.environ["RANK"])
+    folder = Path(options.out).parent / "trainer"
+    settings = FSDP if options.case == "fsdp" else {}
+    # ranks start from different weights: those of the first count
+    result = {f"{name} {tied}": curve(name, tied, folder, seed=7 * rank, **settings) for name, tied in MODELS}
+    result["flat"] = curve("llama", False, folder, base=flat_trainer(), **settings)
+    Path(f"{options.out}.{rank}").write_text(json.dumps(result))
+
+
+@pytest.fixture(scope="module", params=["ddp", "fsdp"])
+def together(request, tmp_path_factory):
+    ranks = launch(__file__, request.param, tmp_path_factory.mktemp(request.param))
+    expected = {"ddp": "MULTI_CPU", "fsdp": "FSDP"}[request.param]
+    assert {run["kind"] for rank in ranks for run in rank.values()} == {expected}
+    assert all((run["sharded"] > 0) == (expected == "FSDP") for rank in ranks for run in rank.values())
+    return ranks
+
+
+@cache
+def alone(name, tied):
+    import tempfile
+
+    with tempfile.TemporaryDirectory() as folder:
+        return curve(name, tied, folder)
+
+
+@pytest.mark.parametrize(("name", "tied"), MODELS, ids=[f"{n}-{'tied' if t else 'untied'}" for n, t in MODELS])
+def test_two_processes_equal_one(together, name, tied):
+    """Accumulation, cosine schedule, active clipping, decay; loss and gradient norm at each of 50 steps."""
+    reference = alone(name, tied)
+    assert len(reference["loss"]) == STEPS and len(reference["groups"]) > 2
+    assert reference["loss"][-1] < reference["loss"][0] - 0.05  # it does train
+    for rank in together:
+        run = rank[f"{name} {tied}"]
+        assert run["loss"] == pytest.approx(reference["loss"], abs=1e-5)
+        assert run["norm"] == pytest.approx(reference["norm"], rel=1e-3)
+        assert run["held_out"] == pytest.approx(reference["held_out"], abs=1e-5)
+        assert run["groups"] == reference["groups"]
+
+
+def test_lost_groups_show(together):
+    """The control: with one learning rate for all parameters the same comparison fails, from the second step on."""
+    reference = alone("llama", False)["loss"]
+    for rank in together:
+        gaps = [abs(a - b) for a, b in zip(rank["flat"]["loss"], reference, strict=True)]
+        assert gaps[0] < 1e-5 and max(gaps) > 1e-2
+
+
+if __name__ == "__main__":
+    main()
