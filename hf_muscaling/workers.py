@@ -92,6 +92,12 @@ class Workers:
         for place in range(len(self._workers), self.count):
             self._workers.append(self._start(place))
 
+    def wait_until_ready(self) -> None:
+        """Wait until every worker has imported what it needs. Raises TrainingError if they cannot start."""
+        self.start()
+        while not all(w.ready for w in self._workers):
+            self.poll(0.5)
+
     def train(
         self, tasks: Sequence[Task], shared: bytes, train_here: Callable[[Task, Callable], Any] | None = None
     ) -> dict[int, Any]:
