@@ -53,16 +53,23 @@ _HOME = {
     "series": ("train_series",),
     "runs": ("Run", "Series"),
     "laws": (
+        "AnnealingLaw",
         "ChinchillaLaw",
+        "DownstreamLaw",
         "KaplanLaw",
         "KaplanStepLaw",
         "PowerLaw",
         "ScalingLaw",
+        "TwoStage",
+        "constant_schedule",
+        "cosine_schedule",
         "evaluate_extrapolation",
         "extrapolation_grid",
+        "wsd_schedule",
     ),
     "readers": ("RunTable", "read_runs"),
     "data": ("DataConfig", "prepare_data"),
+    "hub.folders": ("pull_experiment", "push_experiment"),
 }
 _MODULE_OF = {name: module for module, names in _HOME.items() for name in names}
 
@@ -97,7 +104,20 @@ if TYPE_CHECKING:
     )
     from hf_muscaling.counting import count_parameters, training_flops
     from hf_muscaling.data import DataConfig, prepare_data
-    from hf_muscaling.laws import ChinchillaLaw, KaplanLaw, KaplanStepLaw, PowerLaw, ScalingLaw
+    from hf_muscaling.hub.folders import pull_experiment, push_experiment
+    from hf_muscaling.laws import (
+        AnnealingLaw,
+        ChinchillaLaw,
+        DownstreamLaw,
+        KaplanLaw,
+        KaplanStepLaw,
+        PowerLaw,
+        ScalingLaw,
+        TwoStage,
+        constant_schedule,
+        cosine_schedule,
+        wsd_schedule,
+    )
     from hf_muscaling.laws.evaluation import evaluate_extrapolation
     from hf_muscaling.laws.grid import extrapolation_grid
     from hf_muscaling.models import (

@@ -11,12 +11,15 @@ from hf_muscaling.errors import MuScalingError, Preempted
 COMMANDS = {
     "run-series": ("run_series", "train a series, fit its law, predict a larger model"),
     "plan": ("plan", "parameters, FLOPs and memory of every run, and what fits, before anything runs"),
+    "sweep": ("sweep", "search hyperparameters at base width, with any number of workers on one study"),
     "fit": ("fit", "fit a law to runs you already have, predict a larger one"),
     "evaluate": ("evaluate", "score a law at the largest of the runs you already have"),
     "coord-check": ("coord_check", "check a parametrisation over width: status 0 passed, 1 failed"),
     "export": ("export", "fold a saved μP model into a stock transformers model"),
+    "push": ("hub:push", "share an experiment on the Hub: proxies, series, law and plots"),
+    "pull": ("hub:pull", "fetch a shared experiment from the Hub"),
 }
-"""Each command's module in `hf_muscaling.commands`, whose `run(arguments)` does it, and what it is for."""
+"""Each command's module in `hf_muscaling.commands` and function there (`run` unless named), and what it is for."""
 
 PREEMPTED = 75
 
@@ -32,8 +35,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     for name, (_, purpose) in COMMANDS.items():
         commands.add_parser(name, help=purpose, add_help=False)
     namespace, rest = parser.parse_known_args(arguments)
-    module = COMMANDS[namespace.command][0]
-    return guarded(lambda: import_module(f"hf_muscaling.commands.{module}").run(rest))
+    module, _, function = COMMANDS[namespace.command][0].partition(":")
+    return guarded(lambda: getattr(import_module(f"hf_muscaling.commands.{module}"), function or "run")(rest))
 
 
 def run_series(arguments: Sequence[str] | None = None, description: str | None = None) -> int:

@@ -98,6 +98,9 @@ class ExperimentConfig:
     count: str = _option("total", "Which N the law uses: total or non_embedding.")
     level: float = _option(0.9, "Level of the prediction interval.")
 
+    push_to_hub: str | None = _option(None, "Share everything as user/name on the Hub when done (`muscaling push`).")
+    hub_private_repo: bool = _option(False, "Make the repositories private.")
+
     def __post_init__(self) -> None:
         positive = (
             "num_hidden_layers", "head_size", "base_width", "target_width", "seeds", "target_seeds", "steps",

@@ -5,6 +5,7 @@ a new tensor, so nothing may hang on tensors: groups are kept by parameter name,
 """
 
 import os
+import shutil
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
@@ -73,6 +74,11 @@ def _check_request(args: Any = None) -> None:
             f"The launcher asks for mixed precision {precision}, the training arguments do not, and they are what a "
             f"run's record tells: set {precision} there (--bf16), and 'no' in the launcher's configuration."
         )
+    if int(os.environ.get("PARALLELISM_CONFIG_TP_SIZE", "1")) > 1:
+        raise ConfigurationError(
+            "Accelerate's tp_size splits no model, it expects one that is split: load yours with "
+            "hf_muscaling.distributed.tensor_parallel and launch with recipes/accelerate/fsdp2_tp.yaml."
+        )
     if not fsdp_requested(args):
         return
     config = getattr(args, "fsdp_config", None) if getattr(args, "fsdp", None) else None
@@ -85,8 +91,10 @@ def _check_request(args: Any = None) -> None:
 
 
 @contextmanager
-def accelerate_for(args: Any) -> Iterator[None]:
-    """Let Accelerate shard on a CPU where FSDP is asked for: a context in which to make an Accelerator.
+def accelerate_for(args: Any, model: Any = None) -> Iterator[None]:
+    """Let Accelerate shard on a CPU where that is asked for: a context in which to make an Accelerator.
+
+    Asked for by the launcher or the arguments (FSDP), or by a model that is already sharded (tensor parallelism).
 
     Raises ConfigurationError as `launched_processes` does.
     """
@@ -94,11 +102,15 @@ def accelerate_for(args: Any) -> Iterator[None]:
     from accelerate.utils import DistributedType
 
     _check_request(args)
+    if is_split(model):
+        _check_split(args)
     args.device  # noqa: B018  makes the process group and Accelerate's state
     state = PartialState()
-    # Accelerate turns GPU-like kinds into FSDP and leaves MULTI_CPU as DDP, without a word; no argument, variable or
-    # file gets round it. The device stays the CPU and the backend gloo. The one private override of this package.
-    if fsdp_requested(args) and state.distributed_type == DistributedType.MULTI_CPU:
+    # Accelerate turns GPU-like kinds into FSDP and leaves MULTI_CPU as DDP, without a word, and refuses tensor
+    # parallelism; no argument, variable or file gets round it. The device stays the CPU and the backend gloo. The one
+    # private override of this package.
+    sharded = fsdp_requested(args) or is_split(model)
+    if sharded and state.distributed_type == DistributedType.MULTI_CPU:
         PartialState._shared_state["distributed_type"] = DistributedType.MULTI_GPU
     launched = os.environ.get("ACCELERATE_USE_FSDP")
     try:
@@ -106,6 +118,24 @@ def accelerate_for(args: Any) -> Iterator[None]:
     finally:
         if launched is None:  # an Accelerator would leave its wish to all that are made after it
             os.environ.pop("ACCELERATE_USE_FSDP", None)
+
+
+def is_split(model: Any) -> bool:
+    """Whether a model came out of `tensor_parallel`, or was sharded by transformers at load in another way."""
+    return bool(getattr(model, "is_distributed_loading_by_transformers", False))
+
+
+def _check_split(args: Any) -> None:
+    if fsdp_requested(args):
+        raise ConfigurationError(
+            "The model is split already: launch without FSDP (recipes/accelerate/fsdp2_tp.yaml) and give "
+            "tensor_parallel its fsdp_size instead."
+        )
+    if str(getattr(args.save_strategy, "value", args.save_strategy)) != "no":
+        raise ConfigurationError(
+            "Checkpoints of a tensor-parallel model cannot be continued: Trainer writes the first process's part of "
+            "Adam's state only. Set save_strategy='no'; trainer.save_model gathers the whole model at the end."
+        )
 
 
 def check_accelerator(accelerator: "Accelerator", args: Any) -> None:
@@ -267,3 +297,44 @@ def shard_for(accelerator: "Accelerator", model: "nn.Module") -> None:
         offload_policy=plugin.cpu_offload,
         reshard_after_forward=plugin.reshard_after_forward,
     )
+
+
+def tensor_parallel(model: Any, tp_size: int, fsdp_size: int = 1) -> Any:
+    """Return the model split over `tp_size` processes in every matrix, and over `fsdp_size` groups of them by FSDP2.
+
+    transformers' own plan for the architecture (Llama has one; GPT-2, BERT and T5 have none) splits a model where it is
+    loaded, so this goes through a temporary folder that every process must see. Every process ends with the weights of
+    the first; train the result with MuTrainer or `MuAdamW` as ever. `tp_size * fsdp_size` is the number of processes.
+
+    Raises ConfigurationError if the architecture has no plan, or the sizes are not those of the launch.
+    """
+    import tempfile
+
+    import torch.distributed as dist
+    from accelerate.utils import broadcast_object_list
+    from transformers.distributed import DistributedConfig
+
+    plan = getattr(model.config, "base_model_tp_plan", None)
+    if not plan:
+        raise ConfigurationError(
+            f"transformers has no tensor-parallel plan for {type(model).__name__}; use FSDP2, which needs none."
+        )
+    launched = launched_processes()
+    if tp_size * fsdp_size != launched:
+        raise ConfigurationError(
+            f"tp_size={tp_size} times fsdp_size={fsdp_size} is not the number of processes, {launched}; launch "
+            f"{tp_size * fsdp_size} (accelerate launch --config_file recipes/accelerate/fsdp2_tp.yaml)."
+        )
+    folder = [tempfile.mkdtemp(prefix="hf_muscaling-") if dist.get_rank() == 0 else None]
+    broadcast_object_list(folder)
+    try:
+        if dist.get_rank() == 0:
+            model.save_pretrained(folder[0])
+        dist.barrier()
+        layout = DistributedConfig(tp_size=tp_size, fsdp_size=fsdp_size)
+        split = type(model).from_pretrained(folder[0], distributed_config=layout)
+        dist.barrier()
+    finally:
+        if dist.get_rank() == 0:
+            shutil.rmtree(folder[0], ignore_errors=True)
+    return split

@@ -31,3 +31,7 @@ class Preempted(MuScalingError, RuntimeError):
 
 class UnknownQuantityError(RecordError):
     """A file of runs does not say something that a law needs; the message names the keyword that supplies it."""
+
+
+class HubError(MuScalingError, RuntimeError):
+    """The Hub refused or could not be reached; the message says what happened and how to continue."""

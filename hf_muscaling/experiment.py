@@ -146,7 +146,7 @@ def _train_and_predict(config, setup, args, folder, workers, progress) -> Experi
     costs = [job.cost(per_step) for job in grid + planned]
     main = args.process_index == 0
     bar = SeriesProgress(costs, f"{config.architecture} series", enabled=progress and main)
-    options: dict[str, Any] = {"family": _family(config, data), "hashes": hashes, "progress": bar}
+    options: dict[str, Any] = {"family": experiment_family(config, data), "hashes": hashes, "progress": bar}
     options |= {"data_collator": setup.data_collator, "placement": config.placement, "workers": workers}
     datasets = (setup.train_dataset, setup.heldout_dataset, folder / "runs")
     try:
@@ -220,7 +220,8 @@ def fit_law(proxies: Series, config: ExperimentConfig) -> "ScalingLaw":
     return PowerLaw(objective=config.objective, count=config.count).fit(proxies)
 
 
-def _family(config: ExperimentConfig, data: "PackedData") -> str:
+def experiment_family(config: ExperimentConfig, data: "PackedData") -> str:
+    """Return the name that the records of an experiment's runs share."""
     return f"{config.architecture}-{config.num_hidden_layers}l-{config.parametrization}-{data.data_hash[:8]}"
 
 

@@ -11,9 +11,12 @@ import os
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from hf_muscaling.errors import RecordError
+
+if TYPE_CHECKING:
+    from hf_muscaling.hub.client import Pushed
 
 FORMAT_VERSION = 1
 STATUSES = ("finished", "diverged")
@@ -67,6 +70,13 @@ class Run:
     def finished(self) -> bool:
         """Whether the run reached its last step."""
         return self.status == "finished"
+
+    @property
+    def precision(self) -> str:
+        """Return "bf16" or "fp16" for mixed precision, "fp32" without, "" where the settings do not say."""
+        if "bf16" not in self.settings:
+            return ""
+        return "bf16" if self.settings["bf16"] else "fp16" if self.settings.get("fp16") else "fp32"
 
     def to_dict(self) -> dict[str, Any]:
         """Return the record as plain JSON types."""
@@ -125,7 +135,7 @@ class Series(Sequence[Run]):
 
     def to_rows(self) -> list[dict[str, Any]]:
         """Return the finished runs as the table that laws fit: one dict a run."""
-        keys = ("N", "N_non_embedding", "D", "S", "B", "C", "loss", "run_id", "seed", "width", "family")
+        keys = ("N", "N_non_embedding", "D", "S", "B", "C", "loss", "run_id", "seed", "width", "family", "precision")
         return [{key: getattr(run, key) for key in keys} for run in self.runs if run.finished]
 
     def to_jsonl(self, path: str | os.PathLike[str]) -> None:
@@ -144,6 +154,39 @@ class Series(Sequence[Run]):
             except (json.JSONDecodeError, RecursionError, RecordError) as error:
                 raise RecordError(f"{path}, line {number}: {error}") from error
         return cls(runs, name)
+
+    def push_to_hub(
+        self,
+        repo_id: str,
+        *,
+        private: bool | None = None,
+        revision: str | None = None,
+        token: str | bool | None = None,
+        message: str | None = None,
+        **card: Any,
+    ) -> "Pushed":
+        """Push the runs as a dataset repository, parquet that the viewer shows, with a card; return where it is.
+
+        `private` makes a new repository private (and refuses a public one). The card's options: `title`, `license`,
+        `tags`, `landscape` (a PNG of the search at base width). Home folders and tokens in the records are blotted out.
+
+        Raises HubError with the reason and how to continue; the files are kept.
+        """
+        from hf_muscaling.hub.series import push_series
+
+        return push_series(self, repo_id, private=private, revision=revision, token=token, message=message, **card)
+
+    @classmethod
+    def from_hub(
+        cls, source: str | os.PathLike[str], *, revision: str | None = None, token: str | bool | None = None
+    ) -> "Series":
+        """Read what `push_to_hub` wrote, from a dataset repository or a folder; every number to the last bit.
+
+        Raises RecordError for what is no series or holds impossible values, HubError if the Hub refuses.
+        """
+        from hf_muscaling.hub.series import load_series
+
+        return load_series(source, revision=revision, token=token)
 
 
 def mean_losses(runs: Iterable[Run]) -> dict[int, float]:

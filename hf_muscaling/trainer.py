@@ -156,7 +156,7 @@ class MuTrainer(Trainer):
 
     def create_accelerator_and_postprocess(self) -> None:
         """Create the accelerator, and refuse one that does less than the launcher was asked for."""
-        with distributed.accelerate_for(self.args):
+        with distributed.accelerate_for(self.args, self.model):
             super().create_accelerator_and_postprocess()
         distributed.check_accelerator(self.accelerator, self.args)
 
@@ -171,7 +171,7 @@ class MuTrainer(Trainer):
             inputs = [b[getattr(self.model, "main_input_name", "input_ids")] for b in batches]
             block = getattr(self.train_dataset, "block_size", None)
             tokens = sum(x.numel() if block is None else len(x) * block for x in inputs)
-            self.state.num_input_tokens_seen += tokens * self.args.world_size
+            self.state.num_input_tokens_seen += tokens * (self.args.world_size // self._sharing_a_batch())
         return batches, items
 
     def get_train_dataloader(self) -> DataLoader:
@@ -211,7 +211,8 @@ class MuTrainer(Trainer):
         """Evaluate one batch, without the examples that Accelerate repeats to fill the last global batch."""
         loader, labels = self.accelerator.gradient_state, inputs.get("labels")
         if labels is not None and loader.end_of_dataloader and loader.remainder > 0:
-            first_repeat = max(loader.remainder - self.args.process_index * len(labels), 0)
+            rank = self.args.process_index // self._sharing_a_batch()
+            first_repeat = max(loader.remainder - rank * len(labels), 0)
             if first_repeat < len(labels):
                 inputs = {**inputs, "labels": labels.clone()}
                 inputs["labels"][first_repeat:] = -100
@@ -269,6 +270,10 @@ class MuTrainer(Trainer):
         if self.args.should_save:
             self.model.save_pretrained(output_dir or self.args.output_dir, state_dict=weights)
         return None
+
+    def _sharing_a_batch(self) -> int:
+        """Return how many processes work on the same examples, those next to each other in rank."""
+        return self.get_tp_size() * self.get_cp_size() * self.get_sp_size()
 
     @property
     def _layout(self) -> Layout:

@@ -28,11 +28,11 @@ def accelerate_launch(config: str, *flags: str) -> list[str]:
     return [sys.executable, "-m", "accelerate.commands.launch", "--config_file", str(file), *flags]
 
 
-def launch(script: str, case: str, folder: Path, processes: int = 2, seconds: int = 600) -> list[dict]:
+def launch(script: str, case: str, folder: Path, processes: int = 2, launcher: list[str] | None = None) -> list[dict]:
     """Run a test file's `main` for a case in several processes and return what each wrote."""
     out = folder / case
-    command = [*torchrun(processes), script, "--case", case, "--out", str(out)]
-    done = subprocess.run(command, env=environment(), capture_output=True, text=True, timeout=seconds, cwd=ROOT)
+    command = [*(launcher or torchrun(processes)), script, "--case", case, "--out", str(out)]
+    done = subprocess.run(command, env=environment(), capture_output=True, text=True, timeout=600, cwd=ROOT)
     files = [Path(f"{out}.{rank}") for rank in range(processes)]
     # Judged by its record: an FSDP2 process may abort at interpreter exit with all its work done.
     assert all(f.exists() for f in files), done.stderr[-4000:]

@@ -94,6 +94,16 @@ def test_impossible_models_are_refused_before_training(flags, message):
         config.base_config()
 
 
+def test_options_of_training_reach_the_arguments(tmp_path):
+    config, _ = parse_experiment(
+        _file(tmp_path, "{gradient_checkpointing: true, compile: true, accumulation_steps: 4}")
+    )
+    args = config.training_arguments()
+    assert args.gradient_checkpointing and args.torch_compile and args.gradient_accumulation_steps == 4
+    args = parse_experiment([])[0].training_arguments()
+    assert not args.gradient_checkpointing and not args.torch_compile
+
+
 def test_bert_and_t5_follow_from_the_architecture():
     bert, _ = parse_experiment(["--architecture", "bert"])
     config = bert.base_config(1024, eos_token_id=0, pad_token_id=1)

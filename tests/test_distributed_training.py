@@ -15,12 +15,13 @@ from tests.distributed_helpers import examples, launch
 
 pytestmark = pytest.mark.slow
 
-MODELS = [(name, tied) for name in ("gpt2", "llama", "bert", "t5") for tied in (False, True)]
+NAMES = ("gpt2", "llama", "bert", "t5")
+MODELS = [(name, tied) for name in NAMES for tied in (False, True)]
 STEPS = 50
 FSDP = {"fsdp": True, "fsdp_config": {"version": 2}}
 
 
-def make_trainer(name, tied, folder, seed=0, base=None, **settings):
+def make_trainer(name, tied, folder, seed=0, base=None, model=None, **settings):
     """Return a trainer of a small μP model at twice its base width; two processes share each batch of 8."""
     import torch
     from transformers import default_data_collator
@@ -32,12 +33,12 @@ def make_trainer(name, tied, folder, seed=0, base=None, **settings):
     architecture = Architecture(name)
     spread = 0.4 if name == "t5" else 0.2  # more makes T5's first losses huge, and rounding errors grow
     config = architecture.base(width=16, layers=2, initializer_range=spread, tie_word_embeddings=tied).at_width(32)
-    model = architecture.model(config, seed)
+    model = model or architecture.model(config, seed)
     assert (model.get_output_embeddings().weight is model.get_input_embeddings().weight) == tied
     processes = int(os.environ.get("WORLD_SIZE", "1"))
     defaults = {
-        "output_dir": str(folder), "max_steps": STEPS, "per_device_train_batch_size": 4 // processes,
-        "per_device_eval_batch_size": 4, "gradient_accumulation_steps": 2, "learning_rate": 1e-2,
+        "output_dir": str(folder), "max_steps": STEPS, "per_device_train_batch_size": (8 if tied else 4) // processes,
+        "per_device_eval_batch_size": 4, "gradient_accumulation_steps": 1 if tied else 2, "learning_rate": 1e-2,
         "lr_scheduler_type": "cosine", "warmup_steps": 5, "weight_decay": 0.1, "max_grad_norm": 0.1,
         "logging_steps": 1, "save_strategy": "no", "use_cpu": True, "report_to": "none", "disable_tqdm": True,
         "ddp_find_unused_parameters": False,
@@ -79,6 +80,24 @@ def flat_trainer():
     return Flat
 
 
+def coordinates(name, sharded):
+    """Return slopes and verdicts of the coordinate check, measured in sharded training or in one process."""
+    from hf_muscaling import MuAdamW, coordinate_check
+    from hf_muscaling.distributed import shard_model
+    from tests.conftest import Architecture
+
+    def optimizer(model, lr):
+        return MuAdamW(shard_model(model) if sharded else model, lr=lr)
+
+    base = Architecture(name).base(width=32, layers=1, tie_word_embeddings=True)
+    check = coordinate_check(base, widths=[32, 128], seeds=1, steps=6, optimizer=optimizer)
+    return {
+        "passed": check.passed,
+        "control": check.control_worst.slope,
+        "slopes": {f"{s.quantity} {s.name}": s.slope for s in check.slopes},
+    }
+
+
 def main():
     parser = argparse.ArgumentParser()
     parser.add_argument("--case", required=True)
@@ -86,17 +105,39 @@ def main():
     options = parser.parse_args()
     rank = int(os.environ["RANK"])
     folder = Path(options.out).parent / "trainer"
-    settings = FSDP if options.case == "fsdp" else {}
-    # ranks start from different weights: those of the first count
-    result = {f"{name} {tied}": curve(name, tied, folder, seed=7 * rank, **settings) for name, tied in MODELS}
-    result["flat"] = curve("llama", False, folder, base=flat_trainer(), **settings)
+    if options.case == "coordinates":
+        from hf_muscaling.distributed import launched_processes
+
+        assert launched_processes() == 2
+        result = {name: coordinates(name, sharded=True) for name in NAMES}
+    else:
+        settings = FSDP if options.case == "fsdp" else {}
+        # ranks start from different weights: those of the first count
+        result = {f"{name} {tied}": curve(name, tied, folder, seed=7 * rank, **settings) for name, tied in MODELS}
+        result["checkpointing"] = curve("t5", True, folder, activation_checkpointing=True, **settings)
+        # without a code generator, which takes a minute; what it wraps and renames is the same
+        result["compiled"] = curve("llama", True, folder, torch_compile_backend="aot_eager", **settings)
+        result["flat"] = curve("llama", False, folder, base=flat_trainer(), **settings)
     Path(f"{options.out}.{rank}").write_text(json.dumps(result))
 
 
-@pytest.fixture(scope="module", params=["ddp", "fsdp"])
-def together(request, tmp_path_factory):
-    ranks = launch(__file__, request.param, tmp_path_factory.mktemp(request.param))
-    expected = {"ddp": "MULTI_CPU", "fsdp": "FSDP"}[request.param]
+@pytest.fixture(scope="module")
+def ddp(tmp_path_factory):
+    return checked(launch(__file__, "ddp", tmp_path_factory.mktemp("ddp")), "MULTI_CPU")
+
+
+@pytest.fixture(scope="module")
+def fsdp(tmp_path_factory):
+    return checked(launch(__file__, "fsdp", tmp_path_factory.mktemp("fsdp")), "FSDP")
+
+
+@pytest.fixture(params=["ddp", "fsdp"])
+def together(request):
+    return request.getfixturevalue(request.param)
+
+
+def checked(ranks, expected):
+    """Return the curves of all ranks, if they did come from the kind of training expected."""
     assert {run["kind"] for rank in ranks for run in rank.values()} == {expected}
     assert all((run["sharded"] > 0) == (expected == "FSDP") for rank in ranks for run in rank.values())
     return ranks
@@ -130,6 +171,33 @@ def test_lost_groups_show(together):
     for rank in together:
         gaps = [abs(a - b) for a, b in zip(rank["flat"]["loss"], reference, strict=True)]
         assert gaps[0] < 1e-5 and max(gaps) > 1e-2
+
+
+def test_compilation_changes_nothing(together):
+    for rank in together:
+        assert rank["compiled"]["loss"] == pytest.approx(alone("llama", True)["loss"], abs=1e-5)
+        assert rank["compiled"]["groups"] == alone("llama", True)["groups"]
+
+
+def test_activation_checkpointing_changes_nothing(together):
+    for rank in together:
+        assert rank["checkpointing"]["loss"] == pytest.approx(alone("t5", True)["loss"], abs=1e-5)
+
+
+@pytest.fixture(scope="module")
+def measured(tmp_path_factory):
+    return launch(__file__, "coordinates", tmp_path_factory.mktemp("coordinates"))
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_the_coordinate_check_in_sharded_training(measured, name):
+    """The slopes are those of one process: sharding keeps every learning rate; the standard parametrisation fails."""
+    reference = coordinates(name, sharded=False)
+    assert reference["passed"]
+    for rank in measured:
+        found = rank[name]
+        assert found["passed"] and found["control"] > 0.5
+        assert found["slopes"] == pytest.approx(reference["slopes"], abs=1e-3)
 
 
 if __name__ == "__main__":

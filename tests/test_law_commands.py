@@ -10,7 +10,15 @@ import numpy as np
 import pytest
 
 from hf_muscaling.cli import main
-from hf_muscaling.laws import ScalingLaw
+from hf_muscaling.laws import (
+    AnnealingLaw,
+    DownstreamLaw,
+    ScalingLaw,
+    constant_schedule,
+    cosine_schedule,
+    wsd_schedule,
+)
+from hf_muscaling.laws.schedules import areas
 
 RECIPE = Path(__file__).parents[1] / "recipes" / "estimate_laws.py"
 TRUTH = {"E": 1.8, "A": 480.0, "B": 2100.0, "alpha": 0.35, "beta": 0.37}
@@ -167,3 +175,54 @@ def test_the_recipe_reads_a_table(curves, tmp_path, monkeypatch, capsys):
     assert run_recipe(monkeypatch, *words, "--processes", 1) == 0
     assert "3 laws fitted" in capsys.readouterr().out
     assert run_recipe(monkeypatch, tmp_path / "missing.csv") == 2
+
+
+@pytest.fixture
+def annealed(tmp_path):
+    """A constant-rate run and one with a cooldown, of a known law."""
+    rows = []
+    for name, rates in (
+        ("constant", constant_schedule(2000, 1e-2, 100)),
+        ("cooled", wsd_schedule(2000, 1e-2, 400, warmup=100)),
+    ):
+        s1, s2 = areas(rates, 0.999)
+        rows += [(name, s, rates[s - 1], 3 + 0.5 * s1[s - 1] ** -0.4 - 0.08 * s2[s - 1]) for s in range(25, 2001, 25)]
+    return write(tmp_path / "curves.csv", "run_id,step,learning_rate,eval_loss", rows)
+
+
+def test_fit_predicts_the_end_of_a_schedule(annealed, tmp_path, capsys):
+    words = ["fit", annealed, "--law", "annealing", "--predict", "schedule=cosine", "steps=6000", "peak=1e-2"]
+    law, plot = tmp_path / "law.json", tmp_path / "law.png"
+    assert main([*words, "warmup=100", "--save", str(law), "--plot", str(plot)]) == 0
+    loss, low, high = predicted(capsys.readouterr().out)
+    s1, s2 = areas(cosine_schedule(6000, 1e-2, 0.0, 100), 0.999)
+    truth = 3 + 0.5 * s1[-1] ** -0.4 - 0.08 * s2[-1]
+    assert low < truth < high and loss == pytest.approx(truth, rel=0.01)
+    assert isinstance(ScalingLaw.from_json(law), AnnealingLaw) and plot.stat().st_size > 1000
+    wrongs = ((["steps=9"], "schedule="), (["schedule=cosine", "stops=9"], "stops"), (["schedule=step"], "cosine"))
+    for wrong, said in wrongs:
+        assert main(["fit", annealed, "--law", "annealing", "--predict", *wrong]) == 2
+        assert said in capsys.readouterr().err
+    assert main(["evaluate", annealed, "--law", "annealing"]) == 2  # one model has no larger one
+
+
+def test_fit_predicts_scores_through_both_stages(curves, tmp_path, capsys):
+    first = tmp_path / "first.json"
+    assert main(["fit", curves, "--count", "total", "--save", str(first)]) == 0
+    capsys.readouterr()
+    losses = np.linspace(3.6, 2.3, 12)
+    rows = [(loss, 0.25 + 0.75 / (1 + np.exp(4 * (loss - 2.5))), 1000) for loss in losses]
+    path = write(tmp_path / "scores.csv", "loss,acc,items", rows)
+    words = ["fit", path, "--law", "downstream", "--chance", "0.25"]
+    plot = tmp_path / "scores.png"
+    assert main([*words, "--first", str(first), "--predict", "N=2e9", "D=4e10", "--plot", str(plot)]) == 0
+    out = capsys.readouterr().out
+    score, low, high = (float(v) for v in re.search(r"score ([\d.]+), .*\[([\d.]+), ([\d.]+)\]", out).groups())
+    truth = 0.25 + 0.75 / (1 + np.exp(4 * (loss_at(2e9, 4e10) - 2.5)))
+    assert low < truth < high and score == pytest.approx(truth, abs=0.05) and plot.stat().st_size > 1000
+    law = tmp_path / "law.json"
+    assert main([*words, "--predict", "loss=2.4", "--save", str(law)]) == 0
+    assert DownstreamLaw.from_json(law).params_["k"] == pytest.approx(4, rel=0.01)
+    for wrong in (["--predict", "N=2e9"], ["--objective", "huber"], ["--first", str(law)], ["--chance", "25"]):
+        assert main([*words, *wrong]) == 2
+    assert main(["fit", curves, "--chance", "0.25"]) == 2

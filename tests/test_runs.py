@@ -108,3 +108,18 @@ def test_json_without_nan(tmp_path):
 def test_mean_losses_by_width():
     runs = [make_run(loss=3.0), make_run(loss=4.0), make_run(width=16, loss=5.0)]
     assert mean_losses(runs) == {16: 5.0, 32: 3.5}
+
+
+def test_precision_reaches_the_law(tmp_path):
+    runs = [make_run(run_id=f"w{k}", N=1000 * 2**k, loss=4 - 0.1 * k, settings={"bf16": k > 2}) for k in range(5)]
+    assert [run.precision for run in runs] == ["fp32", "fp32", "fp32", "bf16", "bf16"]
+    assert make_run(settings={"bf16": False, "fp16": True}).precision == "fp16"
+    assert make_run(settings={}).precision == ""
+    for run in runs:
+        (tmp_path / run.run_id).mkdir()
+        run.save(tmp_path / run.run_id / "run.json")
+    from hf_muscaling import PowerLaw, read_runs
+
+    for table in (Series(runs), read_runs(tmp_path)):
+        with pytest.warns(UserWarning, match="mixes precisions"):
+            PowerLaw(objective="least_squares").fit(table)

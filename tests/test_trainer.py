@@ -207,24 +207,6 @@ class TestLosses:
         torch.testing.assert_close(token_mean_loss({"logits": logits}, labels), expected)
         torch.testing.assert_close(token_mean_loss({"logits": logits}, labels, torch.tensor(6)), expected / 2)
 
-    def test_fsdp2_with_bf16_keeps_the_loss_in_fp32(self, monkeypatch):
-        plugin = SimpleNamespace(fsdp_version=2, mixed_precision_policy="accelerate's")
-        accelerator = SimpleNamespace(state=SimpleNamespace(fsdp_plugin=plugin))
-        monkeypatch.setattr(
-            Trainer, "create_accelerator_and_postprocess", lambda self: setattr(self, "accelerator", accelerator)
-        )
-        trainer = type("Bare", (MuTrainer,), {"__init__": lambda self: None})()
-        for bf16, version in ((False, 2), (True, 1), (True, 2)):
-            trainer.args, plugin.fsdp_version = SimpleNamespace(bf16=bf16), version
-            trainer.create_accelerator_and_postprocess()
-            assert (plugin.mixed_precision_policy != "accelerate's") == (bf16 and version == 2)
-        policy = plugin.mixed_precision_policy
-        assert (policy.param_dtype, policy.reduce_dtype, policy.output_dtype) == (
-            torch.bfloat16,
-            torch.float32,
-            torch.float32,
-        )
-
 
 class TestResume:
     def test_resumed_run_is_bit_identical_and_reports_its_whole_mean(self, architecture, tmp_path):

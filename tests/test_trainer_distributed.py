@@ -6,30 +6,15 @@ This file is also the script that the processes run: `torchrun … test_trainer_
 import argparse
 import json
 import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 
-sys.path.insert(0, str(Path(__file__).parents[1]))  # for `tests`, which pytest finds by itself but a script does not
+from tests.distributed_helpers import examples, launch
 
 pytestmark = pytest.mark.slow
 
 MASKED = ("bert", "t5")
-
-
-def examples(count, masked=False):
-    """Return blocks whose first token is their number, with next-token or a growing number of masked targets."""
-    import torch
-
-    ids = torch.randint(0, 64, (count, 16), generator=torch.Generator().manual_seed(0))
-    ids[:, 0] = torch.arange(count)
-    labels = ids.clone()
-    if masked:
-        for number, row in enumerate(labels):
-            row[1 + number % 15 :] = -100
-    return [{"input_ids": i, "labels": y} for i, y in zip(ids, labels, strict=True)]
 
 
 def trainer_of(name, folder, batch, data, base=None, **settings):
@@ -86,20 +71,9 @@ def one_epoch(folder, batch):
 
 def sharded(folder):
     """Return fp32, bf16 and bf16-with-Accelerate's-own-policy curves under real FSDP2, all else equal."""
-    from accelerate import PartialState
-    from accelerate.utils import DistributedType
-
     from hf_muscaling import MuTrainer
 
-    class Sharded(MuTrainer):
-        def create_accelerator_and_postprocess(self):
-            # Accelerate upgrades GPU-like kinds only to FSDP; the device stays the CPU and the backend gloo.
-            PartialState._shared_state["distributed_type"] = DistributedType.MULTI_GPU
-            super().create_accelerator_and_postprocess()
-            assert self.accelerator.distributed_type == DistributedType.FSDP
-            assert self.accelerator.state.fsdp_plugin.fsdp_version == 2
-
-    class Rounded(Sharded):
+    class Rounded(MuTrainer):
         def create_accelerator_and_postprocess(self):
             super().create_accelerator_and_postprocess()
             import torch
@@ -110,15 +84,9 @@ def sharded(folder):
                 param_dtype=torch.bfloat16, reduce_dtype=torch.bfloat16, output_dtype=torch.bfloat16
             )
 
-    fsdp = {
-        "fsdp": True, "gradient_accumulation_steps": 1,
-        "fsdp_config": {
-            "version": 2, "auto_wrap_policy": "TRANSFORMER_BASED_WRAP",
-            "transformer_layer_cls_to_wrap": ["LlamaDecoderLayer"],
-        },
-    }  # fmt: skip
+    fsdp = {"fsdp": True, "fsdp_config": {"version": 2}, "gradient_accumulation_steps": 1}
     result = {}
-    for key, base, bf16 in (("fp32", Sharded, False), ("bf16", Sharded, True), ("rounded", Rounded, True)):
+    for key, base, bf16 in (("fp32", MuTrainer, False), ("bf16", MuTrainer, True), ("rounded", Rounded, True)):
         trainer, _ = trainer_of("llama", folder, 4, examples(64), base, bf16=bf16, **fsdp)
         trainer.train()
         groups = [[g["lr"], g["weight_decay"]] for g in trainer.optimizer.param_groups]
@@ -140,24 +108,9 @@ def main():
     Path(f"{options.out}.{os.environ['RANK']}").write_text(json.dumps(result))
 
 
-def launch(case, folder):
-    """Run this file in two processes and return what each wrote."""
-    out = folder / case
-    command = [
-        sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", __file__,
-        "--case", case, "--out", str(out),
-    ]  # fmt: skip
-    environment = os.environ | {"OMP_NUM_THREADS": "1", "OMP_WAIT_POLICY": "passive", "ACCELERATE_USE_CPU": "true"}
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=900)
-    files = [Path(f"{out}.{rank}") for rank in (0, 1)]
-    # Judged by its record: an FSDP2 process may abort at interpreter exit with all its work done.
-    assert all(f.exists() for f in files), done.stderr[-4000:]
-    return [json.loads(f.read_text()) for f in files]
-
-
 @pytest.fixture(scope="module")
 def ddp(tmp_path_factory):
-    return launch("ddp", tmp_path_factory.mktemp("ddp"))
+    return launch(__file__, "ddp", tmp_path_factory.mktemp("ddp"))
 
 
 @pytest.mark.parametrize("name", ["gpt2", "llama", *MASKED])
@@ -193,7 +146,7 @@ def test_no_example_is_repeated(ddp):
 
 
 def test_fsdp2_with_bf16_reports_an_unrounded_loss(tmp_path):
-    for rank in launch("fsdp", tmp_path):
+    for rank in launch(__file__, "fsdp", tmp_path):
         curves = {key: [row["loss"] for row in value["curve"]] for key, value in rank.items()}
         assert all(value["groups"] == rank["fp32"]["groups"] and len(value["groups"]) == 2 for value in rank.values())
         errors = {k: max(abs(a - b) for a, b in zip(curves[k], curves["fp32"], strict=True)) for k in curves}

@@ -74,7 +74,8 @@ def coordinate_check(
         batch: keyword arguments of the model's forward, labels included.
         model_class: what builds the model: an Auto class, a model class or a function of the config; by default the
             pretraining class of the architecture.
-        optimizer: a function of the model and the learning rate; by default `MuAdamW` without weight decay.
+        optimizer: a function of the model and the learning rate; by default `MuAdamW` without weight decay. It may
+            shard the model first: `lambda model, lr: MuAdamW(shard_model(model), lr=lr)` measures sharded training.
         control: measure standard parametrisation too, on the same batch.
         device: where to measure.
 
@@ -255,4 +256,5 @@ def _kind(module: nn.Module) -> str:
 
 def rms(x: torch.Tensor) -> float:
     """Return the root mean square over all entries, Tensor Programs' coordinate size."""
-    return x.float().square().mean().sqrt().item()
+    whole = getattr(x, "full_tensor", None)  # of a sharded weight
+    return (whole() if whole else x).float().square().mean().sqrt().item()

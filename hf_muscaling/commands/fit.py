@@ -2,12 +2,40 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import argparse
+from collections.abc import Callable, Sequence
 from typing import Any
 
-from hf_muscaling.laws import Prediction, ScalingLaw
+from hf_muscaling.errors import ConfigurationError
+from hf_muscaling.laws import (
+    AnnealingLaw,
+    DownstreamLaw,
+    Prediction,
+    ScalingLaw,
+    TwoStage,
+    constant_schedule,
+    cosine_schedule,
+    wsd_schedule,
+)
 
-from .law_flags import as_notes, assignments, law_parser, make_law, one_family, read, writable
+from .law_flags import (
+    ONE_MODEL,
+    as_notes,
+    assignments,
+    law_parser,
+    make_law,
+    one_family,
+    read,
+    read_columns,
+    split,
+    writable,
+)
+
+_SCHEDULES: dict[str, Callable[..., Any]] = {
+    "constant": constant_schedule,
+    "cosine": cosine_schedule,
+    "wsd": wsd_schedule,
+}
 
 
 def run(arguments: Sequence[str]) -> None:
@@ -15,45 +43,109 @@ def run(arguments: Sequence[str]) -> None:
     parser = law_parser(
         "muscaling fit",
         "Fit a scaling law to runs you already have and predict a larger one.",
-        "example: muscaling fit runs.csv --law chinchilla --predict N=7e9 D=2e12 --plot law.png --save law.json",
+        "examples: muscaling fit runs.csv --law chinchilla --predict N=7e9 D=2e12 --plot law.png --save law.json; "
+        "muscaling fit curves.csv --law annealing --predict schedule=cosine steps=72000 peak=3e-4 warmup=2000; "
+        "muscaling fit scores.csv --law downstream --chance 0.25 --first law.json --predict N=7e9 D=2e12",
+        extra=(*ONE_MODEL, "downstream"),
     )
     parser.add_argument(
         "--predict", nargs="+", action="append", metavar="X=VALUE", default=[],
         help="a run to predict, one value a variable of the law (N=7e9 D=2e12); may be repeated",
     )  # fmt: skip
     parser.add_argument("--plot", metavar="PNG", help="draw the fit, its residuals and the predictions")
-    parser.add_argument("--save", metavar="JSON", help="store the fitted law; ScalingLaw.from_json reads it")
+    parser.add_argument("--save", metavar="JSON", help="store the fitted law; the law's from_json reads it")
+    add = parser.add_argument_group("law downstream: task score from loss").add_argument
+    add("--chance", type=float, help="score of guessing, 0.25 for four answers; by default the column chance, or 0")
+    add("--form", help="sigmoid (default) or linear")
+    add("--first", metavar="JSON", help="a stored law of the loss: --predict takes its variables, intervals add up")
     args = parser.parse_args(list(arguments))
-    law = make_law(args.law, args)
-    table = read(args, law)
-    one_family(table)
-    points = [assignments(words, "--predict") for words in args.predict]
+    downstream = args.law == "downstream"
+    for flag in ("objective", "window") if downstream else ("chance", "form", "first"):
+        if getattr(args, flag) is not None:
+            raise ConfigurationError(f"--{flag} does not go with --law {args.law}. Leave it out.")
     save = writable(args.save, ".json") if args.save else None
     plot = writable(args.plot, ".png") if args.plot else None
-    with as_notes():
-        law.fit(table)
-        predictions = [law.predict(level=args.level, **point) for point in points]
-    print(f"{table}\n\n{law.summary()}")
-    for prediction in predictions:
-        print(f"\n{prediction}")
+    job = _downstream if downstream else _loss
+    law, figure = job(args)
     if save:
         law.to_json(save)
         print(f"\nLaw: {args.save}")
     if plot:
         from hf_muscaling.plotting import save_figure
 
-        save_figure(_figure(law, predictions, args.level), plot)
+        save_figure(figure(), plot)
         print(f"\nPlot: {args.plot}")
+
+
+def _loss(args: argparse.Namespace) -> tuple[Any, Any]:
+    """Fit a law of the loss and print it with its predictions; the law, and what draws it."""
+    law = make_law(args.law, args)
+    table = read(args, law)
+    one_family(table)
+    points = [_point(law, words) for words in args.predict]
+    with as_notes():
+        law.fit(table)
+        predictions = [law.predict(level=args.level, **point) for point in points]
+    print(f"{table}\n\n{law.summary()}")
+    for prediction in predictions:
+        print(f"\n{prediction}")
+    return law, lambda: _figure(law, predictions, args.level)
+
+
+def _downstream(args: argparse.Namespace) -> tuple[Any, Any]:
+    """Fit task scores over losses; predict from a loss, or through a stored first stage."""
+    law = DownstreamLaw(args.form or "sigmoid", args.chance)
+    first = ScalingLaw.from_json(args.first) if args.first else None
+    table = read_columns(args, ["score"])
+    one_family(table)
+    points = [_point(first, words) if first else assignments(words, "--predict") for words in args.predict]
+    for point in points:
+        if first is None and set(point) != {"loss"}:
+            raise ConfigurationError("--predict takes loss=VALUE here; give --first law.json to predict from N or D.")
+    with as_notes():
+        law.fit(table)
+        stages = TwoStage(first, law) if first else None
+        predictions = [
+            stages.predict(level=args.level, **point) if stages else law.predict(point["loss"], args.level)
+            for point in points
+        ]
+    print(f"{table}\n\n{stages.summary() if stages else law.summary()}")
+    for prediction in predictions:
+        print(f"\n{prediction}")
+    return law, lambda: law.plot(level=args.level)
+
+
+def _point(law: ScalingLaw, words: Sequence[str]) -> dict[str, Any]:
+    """What --predict says: numbers, or for a law of curves a schedule and its numbers, predicted at its last step."""
+    if not isinstance(law, AnnealingLaw):
+        return assignments(words, "--predict")
+    given = dict(split(word, "--predict") for word in words)
+    kind = given.pop("schedule", None)
+    if kind not in _SCHEDULES:
+        raise ConfigurationError(
+            f"--predict needs schedule={'|'.join(_SCHEDULES)} for this law, with steps=, peak= and, where it has them, "
+            f"final=, warmup=, decay= and shape=; found schedule={kind}."
+        )
+    text = {"shape": given.pop("shape")} if "shape" in given else {}
+    numbers = assignments([f"{name}={value}" for name, value in given.items()], "--predict")
+    try:
+        rates = _SCHEDULES[kind](**numbers, **text)
+    except TypeError as error:
+        raise ConfigurationError(f"--predict schedule={kind}: {error}.".replace("_schedule()", "")) from None
+    return {"schedule": rates, "step": len(rates)}
 
 
 def _figure(law: ScalingLaw, predictions: Sequence[Prediction], level: float) -> Any:
     """The law's own plot, drawn far enough to hold the predictions, each marked with its interval."""
-    axis = next(iter(law.columns))
-    furthest = max([float(p.at[axis]) / law.range_[axis][1] for p in predictions] or [1.0])
+    axis, last = next(iter(law.range_.items()))
+    end = last[1]
+    if isinstance(law, AnnealingLaw):
+        axis, end = "step", float(law._columns["step"].max())
+    furthest = max([float(p.at[axis]) / end for p in predictions] or [1.0])
     figure = law.plot(level=level, reach=max(3.0, 1.5 * furthest))
     axes = figure.axes[0]
     for p in predictions:
-        place = ", ".join(f"{name} {float(value):.3g}" for name, value in p.at.items())
+        place = ", ".join(f"{name} {float(value):.3g}" for name, value in p.at.items() if name not in ("S1", "S2"))
         ends = [[p.loss - p.low], [p.high - p.loss]]
         axes.errorbar(
             float(p.at[axis]), float(p.loss), ends, fmt="D", ms=6, capsize=4, color="black",

@@ -7,12 +7,12 @@ import math
 import os
 import sys
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
 from hf_muscaling.errors import ConfigurationError, RecordError
-from hf_muscaling.laws import ChinchillaLaw, KaplanLaw, KaplanStepLaw, PowerLaw, ScalingLaw
+from hf_muscaling.laws import AnnealingLaw, ChinchillaLaw, KaplanLaw, KaplanStepLaw, PowerLaw, ScalingLaw
 from hf_muscaling.readers import FORMATS, RunTable, read_runs
 
 from .parser import Parser
@@ -26,6 +26,9 @@ LAWS: dict[str, tuple[Callable[..., ScalingLaw], dict[str, Any]]] = {
     "power-C": (PowerLaw, {"variable": "C"}),
 }
 """Names of laws on the command line: L(N, D) of Hoffmann and of Kaplan, L(N, S, B), and L(N), L(D), L(C)."""
+
+ONE_MODEL: dict[str, tuple[Callable[..., ScalingLaw], dict[str, Any]]] = {"annealing": (AnnealingLaw, {})}
+"""Laws of one model's curves, which have no larger model to be scored at."""
 
 
 def add_reader_flags(parser: argparse.ArgumentParser, path_optional: bool = False) -> None:
@@ -49,12 +52,16 @@ def add_reader_flags(parser: argparse.ArgumentParser, path_optional: bool = Fals
 
 def read(args: argparse.Namespace, *laws: ScalingLaw) -> RunTable:
     """Read the runs that the flags describe, with the columns that the laws need."""
-    columns = {column for law in laws for column in law.columns.values()}
+    return read_columns(args, {column for law in laws for column in law.needs})
+
+
+def read_columns(args: argparse.Namespace, columns: Iterable[str]) -> RunTable:
+    """Read the runs that the flags describe, with these columns and the loss."""
     needed = [*sorted(columns), "loss"]
     options: dict[str, Any] = {
         "N": _stated(args.N, "--N"), "D": _stated(args.D, "--D"), "B": _stated(args.B, "--B"), "count": args.count,
         "loss": args.loss, "loss_unit": args.loss_unit, "drop_bad": args.drop_bad, "need": needed,
-        "where": dict(_split(word, "--where") for word in args.where) or None,
+        "where": dict(split(word, "--where") for word in args.where) or None,
     }  # fmt: skip
     if args.ladder_config:
         return read_runs(args.path, "ladder", config=args.ladder_config, **options)
@@ -62,27 +69,34 @@ def read(args: argparse.Namespace, *laws: ScalingLaw) -> RunTable:
 
 
 def make_law(name: str, args: argparse.Namespace) -> ScalingLaw:
-    """The law of a name in `LAWS`, with the flags' objective and window."""
-    if name not in LAWS:
-        raise ConfigurationError(f"law {name!r} is not known. Choose one of: {', '.join(LAWS)}.")
-    build, settings = LAWS[name]
+    """The law of a name in `LAWS` or `ONE_MODEL`, with the flags' objective and window."""
+    known = LAWS | ONE_MODEL
+    if name not in known:
+        raise ConfigurationError(f"law {name!r} is not known. Choose one of: {', '.join(known)}.")
+    build, settings = known[name]
     options = {key: getattr(args, key, None) for key in ("objective", "window")}
     return build(**settings, **{key: value for key, value in options.items() if value is not None})
 
 
-def law_parser(prog: str, description: str, epilog: str) -> argparse.ArgumentParser:
-    """A parser with the flags of the readers and of the law; its errors are ConfigurationErrors."""
+def law_parser(prog: str, description: str, epilog: str, extra: Sequence[str] = ()) -> argparse.ArgumentParser:
+    """A parser with the flags of the readers and of the law (`LAWS` and `extra`); errors are ConfigurationErrors."""
     parser = Parser(prog=prog, description=description, epilog=epilog)
     add_reader_flags(parser)
     add = parser.add_argument_group("the law").add_argument
-    add("--law", default="chinchilla", choices=list(LAWS), help="chinchilla (default), kaplan, kaplan-step, power, …")
+    add(
+        "--law",
+        default="chinchilla",
+        choices=[*LAWS, *extra],
+        help="chinchilla (default), kaplan, kaplan-step, power, …",
+    )
     add("--objective", help="what the fit minimises; the law's own by default")
     add("--window", type=float, help="share of each run's first checkpoints left out")
     add("--level", type=float, default=0.9, help="confidence of intervals (default 0.9)")
     return parser
 
 
-def _split(word: str, flag: str) -> tuple[str, str]:
+def split(word: str, flag: str) -> tuple[str, str]:
+    """The two sides of NAME=VALUE."""
     name, equals, value = word.rpartition("=") if flag != "--where" else word.partition("=")
     if not equals or not name:
         raise ConfigurationError(f"{flag} {word!r} must be written NAME=VALUE.")
@@ -95,12 +109,12 @@ def _stated(words: list[str] | None, flag: str) -> Any:
         return None
     if len(words) == 1 and "=" not in words[0]:
         return "name" if flag == "--N" and words[0] == "name" else _number(words[0], flag)
-    return {run: _number(value, flag) for run, value in (_split(word, flag) for word in words)}
+    return {run: _number(value, flag) for run, value in (split(word, flag) for word in words)}
 
 
 def assignments(words: Sequence[str], flag: str) -> dict[str, float]:
     """What `N=7e9 D=2T` says, as numbers."""
-    return {name: _number(value, flag) for name, value in (_split(word, flag) for word in words)}
+    return {name: _number(value, flag) for name, value in (split(word, flag) for word in words)}
 
 
 def _number(text: str, flag: str) -> float:

@@ -10,6 +10,12 @@ def run(arguments: Sequence[str] | None, description: str | None = None) -> None
     from hf_muscaling.report import headline
 
     config, _ = parse_experiment(arguments, description)
+    if config.push_to_hub:
+        from hf_muscaling.hub.folders import check_login, push_experiment
+
+        check_login(config.push_to_hub)
     result = run_experiment(config)
     if result.is_main_process:
         print(f"\n{headline(result)}\nReport: {config.output_dir}/report.md")
+        if config.push_to_hub:
+            print(push_experiment(config.output_dir, config.push_to_hub, private=config.hub_private_repo or None))

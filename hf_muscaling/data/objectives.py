@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Protocol
 
 import numpy as np
@@ -76,14 +77,19 @@ class MaskedLM:
 
     def __post_init__(self) -> None:
         _check_density(self.density)
-        if not 0 <= self.mask_id < self.vocab_size or not len(self._ordinary()):
+        if not 0 <= self.mask_id < self.vocab_size or not len(self._ordinary):
             raise ConfigurationError(
                 f"MaskedLM: mask_id={self.mask_id} and special_ids={self.special_ids} do not fit a vocabulary of "
                 f"{self.vocab_size}; give the tokenizer's mask_token_id, all_special_ids and length."
             )
 
+    @cached_property
     def _ordinary(self) -> NDArray[np.int64]:
         return np.setdiff1d(np.arange(self.vocab_size), np.array([self.mask_id, *self.special_ids]))
+
+    @cached_property
+    def _is_ordinary(self) -> NDArray[np.bool_]:
+        return np.isin(np.arange(self.vocab_size), self._ordinary)
 
     def targets(self, tokens: int) -> int:
         """Return the number of targets of a block: round(density·T), at least 1."""
@@ -97,8 +103,9 @@ class MaskedLM:
         """Return inputs and labels, [blocks, T] each."""
         tokens = ids.shape[1]
         targets = self.targets(tokens)
-        ordinary = self._ordinary()
-        keys = np.where(np.isin(ids, ordinary), draws[:, :tokens], np.iinfo(np.uint64).max)  # special tokens sort last
+        ordinary = self._ordinary
+        may_hide = self._is_ordinary[ids]
+        keys = np.where(may_hide, draws[:, :tokens], np.iinfo(np.uint64).max)  # special tokens sort last
         chosen = np.argsort(keys, axis=1, kind="stable")[:, :targets]
         original = np.take_along_axis(ids, chosen, axis=1)
         random = ordinary[np.take_along_axis(draws[:, tokens:-1], chosen, axis=1) % len(ordinary)]
@@ -107,7 +114,7 @@ class MaskedLM:
         offset = (draws[:, -1:] >> np.uint64(11)) * 2.0**-53
         share = (np.arange(targets) + offset) / targets
         shown = np.where(share < 0.8, self.mask_id, np.where(share < 0.9, random, original))
-        is_target = np.isin(original, ordinary)  # all, but in a block with too few ordinary tokens
+        is_target = np.take_along_axis(may_hide, chosen, axis=1)  # all, but in a block with too few ordinary tokens
         inputs, labels = ids.copy(), np.full_like(ids, IGNORED)
         np.put_along_axis(inputs, chosen, np.where(is_target, shown, original), axis=1)
         np.put_along_axis(labels, chosen, np.where(is_target, original, IGNORED), axis=1)
@@ -373,8 +380,15 @@ def _random_numbers(seed: int, indices: Sequence[int], count: int) -> NDArray[np
 
     Philox is keyed by both; the raw numbers of a bit generator, unlike `Generator`'s methods, never change with NumPy.
     """
-    rows = [np.random.Philox(key=np.array([seed, int(i)], dtype=np.uint64)).random_raw(count) for i in indices]
-    return np.stack(rows)
+    # One generator, set to the start of each row's stream: making one takes as long as a few hundred numbers.
+    generator = np.random.Philox(key=np.array([seed, 0], dtype=np.uint64))
+    start: Any = generator.state
+    rows = np.empty((len(indices), count), np.uint64)
+    for row, index in zip(rows, indices, strict=True):
+        start["state"]["key"][1] = int(index)
+        generator.state = start
+        row[:] = generator.random_raw(count)
+    return rows
 
 
 def _segment(keys: NDArray[np.uint64], items: int, segments: int) -> NDArray[np.int64]:

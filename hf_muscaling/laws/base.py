@@ -23,9 +23,10 @@ from . import answers, store
 from .fitting import check_objective
 from .prediction import Evaluation, Prediction
 from .selection import WINDOW, check_window, select
-from .table import MEANING, _columns, read_table, run_labels
+from .sharing import SharedLaw
+from .table import ANY_SIGN, MEANING, _columns, read_table, run_labels
 
-VARIABLES = ("N", "D", "S", "B", "C")
+VARIABLES = ("N", "D", "S", "B", "C", "S1", "S2")
 FAR = 10.0  #: times beyond the fitted range past which `predict` warns
 
 
@@ -52,7 +53,7 @@ def _arguments(law: Callable[..., Any]) -> tuple[tuple[str, ...], tuple[str, ...
     return variables, names[len(variables) :]
 
 
-class ScalingLaw(ABC):
+class ScalingLaw(SharedLaw, ABC):
     """Base of the laws; see `PowerLaw` for one.
 
     After `fit`: `params_` (dict, the paper's letters), `objective_value_`, `range_` ({variable: (smallest,
@@ -123,6 +124,11 @@ class ScalingLaw(ABC):
         return {name: name for name in self.variables}
 
     @property
+    def needs(self) -> tuple[str, ...]:
+        """Columns that a table must have beside the loss."""
+        return tuple(self.columns.values())
+
+    @property
     def units(self) -> dict[str, str]:
         """Units of the loss and of each variable."""
         return {"loss": MEANING["loss"]} | {n: self.meanings.get(n, MEANING[c]) for n, c in self.columns.items()}
@@ -163,7 +169,7 @@ class ScalingLaw(ABC):
         loss = np.asarray(self.loss(*flat.values(), *self.params_.values()), float)
         low, high = self._interval(flat, level)
         low, high = np.minimum(low, loss), np.maximum(high, loss)
-        beyond = {name: flat[name] / self.range_[name][1] for name in flat}
+        beyond = {name: flat[name] / self.range_[name][1] for name in self.range_}
         factor = np.max(list(beyond.values()), axis=0)
         self._warn_far(beyond)
 
@@ -289,9 +295,10 @@ class ScalingLaw(ABC):
             keep = columns["weight"] > 0
             columns = {name: values[keep] for name, values in columns.items()}
         self._warn_families(raw)
+        mixed = _mixed_precisions(raw)
         selection = select(columns, self.window, self.rows, self.last_only)
         order = [*self.columns.values(), "loss", "weight", *self.labels]
-        return {name: selection.columns[name] for name in order if name in selection.columns}, selection.text
+        return {name: selection.columns[name] for name in order if name in selection.columns}, selection.text + mixed
 
     def _warn_families(self, raw: Mapping[str, Any]) -> None:
         families = {str(value) for value in raw.get("family", ()) if value not in (None, "")}
@@ -334,7 +341,8 @@ class ScalingLaw(ABC):
                 number = value.astype(float) if value.dtype.kind in "iufO" else None
             except (TypeError, ValueError):
                 number = None
-            if number is None or not (np.isfinite(number) & (number > 0)).all() or number.size == 0:
+            good = number is not None and number.size and np.isfinite(number).all()
+            if number is None or not good or not (name in ANY_SIGN or (number > 0).all()):
                 raise ConfigurationError(
                     f"predict({name}=…) expects finite numbers > 0 ({self.units[name]}), found {str(at[name])[:60]!r}."
                 )
@@ -352,3 +360,19 @@ class ScalingLaw(ABC):
                     ExtrapolationWarning,
                     stacklevel=3,
                 )
+
+
+def _mixed_precisions(raw: Mapping[str, Any]) -> str:
+    """Warn of runs that differ in precision, and return the words that end the sentence on what was fitted."""
+    known = [str(value) for value in raw.get("precision", ()) if value not in (None, "")]
+    names = sorted(set(known))
+    if len(names) < 2:
+        return ""
+    shown = ", ".join(f"{known.count(name)} in {name}" for name in names)
+    warnings.warn(
+        f"The table mixes precisions ({shown}): rounding shifts a loss by its own amount at every size, which the law "
+        "takes for a trend. Train all runs of a series in one precision.",
+        UserWarning,
+        stacklevel=4,
+    )
+    return f"; mixed precisions: {shown}"

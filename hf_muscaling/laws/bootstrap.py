@@ -26,12 +26,13 @@ from ..errors import ConfigurationError, FitError
 from .base import check_level
 from .fitting import resampled
 from .intervals import RollingErrors, drift_quantiles, mixture_interval
-from .regression import FLOOR, RegressionLaw
+from .noise import covariance, run_noise
+from .problem import Problem
+from .regression import Origin, RegressionLaw
 from .selection import Columns, run_index
 from .uncertainty import flat_direction, profile
 
 DRAWS, SEED = 400, 0
-ABSOLUTE = np.sqrt(np.pi / 2)  #: standard deviation over mean absolute deviation, normal noise
 AT_ONCE = 2e7  #: weights (resamples × rows) held at a time
 ORIGINS = (0.5, 0.65, 0.8)  #: shares of the sizes kept
 HELD_GROUPS = 3
@@ -167,17 +168,14 @@ class BootstrapLaw(RegressionLaw):
 
     def _noise(self, columns: Columns, params: dict[str, float]) -> tuple[float, float]:
         """Standard deviation of one run's log loss about the law, near the large end, and its degrees of freedom."""
-        weight = self._row_weights(columns)
-        r = self._residuals(columns, params)
-        run = run_index(columns)
-        by_run = np.bincount(run, weight)
-        effective = float(by_run.sum() ** 2 / (by_run**2).sum())
-        rows = float(weight.sum() ** 2 / (weight**2).sum())
-        free = len(self.parameters) - len(self.fixed) - 0.25 * len(self.prior_)  # a prior holds part of a parameter
-        scale = ABSOLUTE * np.average(np.abs(r), weights=weight)  # a few early or failed rows weigh less than squared
-        variance = scale**2 * rows / max(rows - free, 1.0)
-        dof = max(effective - free, 1.0)
-        return float(np.sqrt((variance * dof + FLOOR**2) / (dof + 1))), dof + 1
+        problem, _, slopes = self._linear(columns, params)
+        return run_noise(problem, slopes, self._residuals(columns, params), run_index(columns), self._likelihood)
+
+    def _linear(self, columns: Columns, params: dict[str, float]) -> tuple[Problem, Origin, np.ndarray]:
+        """The regression of columns at given parameters, and d log L / d theta (p, n), 0 for what is held fixed."""
+        problem, origin = self._build(columns)
+        theta = np.clip(self._internal(params, origin)[0], problem.low, problem.high)
+        return problem, origin, problem.slopes(theta) * (problem.high > problem.low)[:, None]
 
     def _residuals(self, columns: Columns, params: dict[str, float]) -> np.ndarray:
         at = [columns[c] for c in self.columns.values()]
@@ -203,7 +201,7 @@ class BootstrapLaw(RegressionLaw):
                 continue
             e = self._residuals(large, params)
             reach = self._outside(large, small)
-            covariance, slopes, sigma = self._laplace(small, params, large)
+            spread, slopes, sigma, dof = self._forecast(small, params, large)
             late, run = self._row_weights(large), run_index(large)
             at = np.linspace(cut, levels[-1] + 1e-9, HELD_GROUPS + 1)
             group = np.searchsorted(at, ladder[ladder > cut], side="left")
@@ -211,9 +209,9 @@ class BootstrapLaw(RegressionLaw):
                 own = group == level
                 w = late[own] / late[own].sum()
                 slope, by_run = slopes[:, own] @ w, np.bincount(run[own], w)
-                variance = slope @ covariance @ slope + sigma**2 * (by_run**2).sum()
-                parts.append([e[own] @ w, np.sqrt(variance), reach[own] @ w])
-        return RollingErrors(*np.array(parts).T) if parts else RollingErrors(*np.empty((3, 0)))
+                variance = slope @ spread @ slope + sigma**2 * (by_run**2).sum()
+                parts.append([e[own] @ w, np.sqrt(variance), reach[own] @ w, dof])
+        return RollingErrors(*np.array(parts).T) if parts else RollingErrors(*np.empty((4, 0)))
 
     def _outside(self, points: Columns, data: Columns) -> np.ndarray:
         """Log distance of points outside the data's range, the largest over the variables."""
@@ -223,23 +221,18 @@ class BootstrapLaw(RegressionLaw):
         ]
         return np.maximum(np.max(found, 0), 0.0)
 
-    def _laplace(
+    def _forecast(
         self, columns: Columns, params: dict[str, float], points: Columns
-    ) -> tuple[np.ndarray, np.ndarray, float]:
-        """Covariance (p, p) of the fitted theta, d log L / d theta at points (p, n), and the noise of one run."""
-        problem, origin = self._build(columns)
+    ) -> tuple[np.ndarray, np.ndarray, float, float]:
+        """Covariance (p, p) of the fitted theta, d log L / d theta at points (p, n), the noise of one run and its
+        degrees of freedom.
+        """
+        problem, origin, slopes = self._linear(columns, params)
+        run = run_index(columns)
+        sigma, dof = run_noise(problem, slopes, self._residuals(columns, params), run, self._likelihood)
         theta = np.clip(self._internal(params, origin)[0], problem.low, problem.high)
-        sigma, _ = self._noise(columns, params)
-        v = problem.slopes(theta)
-        information = (v * problem.weight) @ v.T / sigma**2
-        if problem.precision is not None:
-            information = information + np.diag(problem.precision)
-        held = problem.high <= problem.low
-        scale = np.sqrt(np.maximum(np.diag(information), 1e-300))
-        scaled = information / np.outer(scale, scale)
-        scaled[held] = scaled[:, held] = 0.0
-        covariance = np.linalg.pinv(scaled, rcond=1e-10, hermitian=True) / np.outer(scale, scale)
-        return covariance, self._problem(points, np.ones_like(points["loss"]), origin).slopes(theta), sigma
+        there = self._problem(points, np.ones_like(points["loss"]), origin).slopes(theta)
+        return covariance(problem, slopes, sigma, run, self._likelihood), there, sigma, dof
 
     def _interval(self, at: dict[str, np.ndarray], level: float) -> tuple[np.ndarray, np.ndarray]:
         draws = self._draws

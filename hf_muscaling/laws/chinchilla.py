@@ -10,6 +10,7 @@ import numpy as np
 from ..errors import FitError
 from .answers import plain, positive
 from .bootstrap import BootstrapLaw
+from .fitting import SMALL
 from .problem import Problem
 from .regression import Origin, Pin
 from .selection import Columns
@@ -51,7 +52,7 @@ class ChinchillaLaw(BootstrapLaw):
         "beta": (0.0, STEEPEST),
     }
 
-    weak_prior: ClassVar[dict[str, tuple[float, float]]] = {"alpha": (0.36, 0.06), "beta": (0.36, 0.08)}
+    weak_prior: ClassVar[dict[str, tuple[float, float]]] = {"alpha": (0.36, 0.12), "beta": (0.36, 0.16)}
     scales: ClassVar[tuple[str, ...]] = ("E", "A", "B")
 
     @staticmethod
@@ -149,9 +150,9 @@ class ChinchillaLaw(BootstrapLaw):
         return shift, ("E", "A", "alpha", "B", "beta").index(name), np.log(value) if name in self.scales else value
 
 
-def _starts(problem: Problem, kept: int = 3) -> np.ndarray:
-    """Variable projection: for each (alpha, beta) the linear fit of (E, A, B) to the relative residuals; the best few
-    local minima.
+def _starts(problem: Problem, kept: int = 9) -> np.ndarray:
+    """Variable projection: for each (alpha, beta) the linear fit of (E, A, B) to the relative residuals; the best
+    few.
     """
     y, w = problem.loss, problem.weight / problem.loss**2
     p, q = np.exp(GRID[:, None] * problem.x[:, 2]), np.exp(GRID[:, None] * problem.x[:, 4])
@@ -172,9 +173,15 @@ def _starts(problem: Problem, kept: int = 3) -> np.ndarray:
     tiny = 1e-3 * y.min()
     solved = np.maximum(solved, tiny)
     cost = np.einsum("abi,abij,abj->ab", solved, gram, solved) - 2 * np.einsum("abi,abi->ab", solved, right)
-    padded = np.pad(cost, 1, constant_values=np.inf)
-    around = np.min([padded[1 + i : k + 1 + i, 1 + j : k + 1 + j] for i in (-1, 0, 1) for j in (-1, 0, 1)], 0)
-    rows, cols = np.nonzero(cost <= around)
+    if len(y) <= SMALL:  # the best of each ninth of the grid
+        part = k // 3
+        inner = cost.reshape(3, part, 3, part).transpose(0, 2, 1, 3).reshape(9, -1).argmin(1)
+        rows = np.arange(9) // 3 * part + inner // part
+        cols = np.arange(9) % 3 * part + inner % part
+    else:  # its local minima
+        padded = np.pad(cost, 1, constant_values=np.inf)
+        around = np.min([padded[1 + i : k + 1 + i, 1 + j : k + 1 + j] for i in (-1, 0, 1) for j in (-1, 0, 1)], 0)
+        rows, cols = np.nonzero(cost <= around)
     order = np.argsort(cost[rows, cols])[:kept]
     rows, cols = rows[order], cols[order]
     e, a, b = np.log(solved[rows, cols]).T

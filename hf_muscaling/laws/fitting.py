@@ -12,17 +12,26 @@ import numpy as np
 from scipy.optimize import minimize as simplex
 
 from ..errors import ConfigurationError
-from .problem import DELTA, Problem
+from .problem import DELTA, RATE, Problem
 
 OBJECTIVES = {
     "huber": "sum of Huber(log L_fit - log L), delta 1e-3 (Hoffmann et al. 2022, Eq. 3)",
     "least_squares": "sum of (L_fit - L)² in nats²",
     "lad": "sum of |log L_fit - log L|, least absolute deviation",
 }
+WAYS = 0
+STEPS = 12, 3, 40
 SHORTEST = 1e-9  #: share of Newton's step below which a row has come as far as its digits allow
+LEAST, MOST = np.array([-3, -0.95, -0.75]), np.array([3.0, 19.0, 3.0])
+NEAR = 0.1  #: largest relative change that is believed unseen
 ROUNDING = 1e-26  #: a promised decrease that is not one: squared relative errors of 1e-13
 FEW, POOL = 32, 61_440  #: resamples that start from one point; rows × resamples whose ends are starts of the rest
-ROWS = 100  #: a smaller table starts from several points
+ROWS = 100  #: resamples of a smaller table start from several points
+SMALL = 150  #: a smaller table has more local minima, and is worth more starts
+SHORTEST = 1e-9  #: share of Newton's step below which a row has come as far as its digits allow
+NEAR = 0.1  #: the largest change that is believed unseen
+LEAST, MOST = np.array([-3.0, -0.95, -0.75]), np.array([3.0, 19.0, 3.0])  #: of a step: plain, of a scale, of a rate
+ROUNDING = 1e-26  #: a promised decrease that is not one: squared relative errors of 1e-13
 _PROFILE: dict[str, tuple[float | None, ...]] = {
     "huber": (0.03, 0.005, DELTA),
     "least_squares": (None,),
@@ -69,47 +78,70 @@ def newton(
     steps: int = 60,
     tolerance: float = 1e-14,
     damping: float = 1e-3,
+    bent: bool = True,
 ) -> np.ndarray:
-    """Minimise from every row of `theta` at once: Newton's method on |Hessian|, parameters clipped to their bounds,
-    `free` ones moved. A step that does not descend is shortened to where a parabola has its minimum.
+    """Minimise from every row of `theta` at once: Newton's method on |Hessian|, parameters kept in their bounds, `free`
+    ones moved. A step that does not descend is shortened to where a parabola has its minimum.
+
+    Where a term flattens out, scales and exponents trade off along a curved valley, straight in (E, B, 1/beta): `bent`
+    takes its steps in a scale itself, not its log, and in 1/exponent, relative to where they are. With theta = phi(z),
+    that multiplies the gradient by phi' and adds gradient · phi'' to the Hessian's diagonal: phi' = 1, phi'' = -1 for a
+    log scale, phi' = -beta, phi'' = 2·beta for an exponent. From far away the plain coordinates are the safer ones.
 
     A row stops when the decrease that Newton's model still promises is below `tolerance` of its value (or `ROUNDING`,
-    for a perfect fit); that last step is taken unseen.
+    for a perfect fit); that last step, if small, is taken unseen.
     """
     theta = np.minimum(np.maximum(theta, problem.low), problem.high)
-    p = theta.shape[1]
+    m, p = theta.shape
+    bend = problem.bend
+    bent = bent and bool(bend.any())
+    least, most = (LEAST[bend], MOST[bend]) if bent else (LEAST[0], MOST[0])
     value, gradient, hessian = problem.derivatives(theta, delta)
-    live, t, length = None, theta, np.ones(len(theta))
+    live, t, length = None, theta, np.ones(m)
     for _ in range(steps):
         g, h = gradient, hessian
         held = ((t <= problem.low) & (g > 0)) | ((t >= problem.high) & (g < 0))
         if free is not None:
             held |= ~free
+        if bent:
+            unit = np.where(bend == RATE, -t, 1.0)
+            g = g * unit
+            h = h * (unit[:, :, None] * unit[:, None, :])
+            h.reshape(-1, p * p)[:, :: p + 1] -= bend * g
         if held.any():
             g = np.where(held, 0.0, g)
             h = np.where(held[:, :, None] | held[:, None, :], np.eye(p), h)
         scale = np.abs(h.diagonal(axis1=1, axis2=2))
         scale = np.sqrt(np.maximum(scale, 1e-20 * scale.max(1, keepdims=True) + 1e-60))
         step, promised = _step(h / (scale[:, :, None] * scale[:, None, :]), g / scale, damping)
-        tried = t + length[:, None] * np.minimum(np.maximum(step / scale, -3), 3)
+        step /= scale
+        share = length / np.maximum(np.maximum(step / most, step / least).max(1), 1.0)
+        step *= share[:, None]
+        if bent:
+            grown = np.log1p(step)
+            tried = np.where(bend == RATE, t * np.exp(-grown), t + grown)
+        else:
+            tried = t + step
         tried = np.minimum(np.maximum(tried, problem.low), problem.high)
+        hoped = share * promised
         done = (promised <= tolerance * np.abs(value) + ROUNDING) | (length < SHORTEST)
         if done.any():
-            theta[done if live is None else live[done]] = tried[done]
+            near = np.abs(step).max(1, keepdims=True) < NEAR
+            theta[done if live is None else live[done]] = np.where(near, tried, t)[done]
             on = np.flatnonzero(~done)
             if not len(on):
                 return theta
             live = on if live is None else live[on]
-            kept = (t, tried, value, gradient, hessian, length, promised)
-            t, tried, value, gradient, hessian, length, promised = (array[on] for array in kept)
+            kept = (t, tried, value, gradient, hessian, length, hoped)
+            t, tried, value, gradient, hessian, length, hoped = (array[on] for array in kept)
         found = problem.derivatives(tried, delta, live)
         better = found[0] < value
         if better.all():
             t, (value, gradient, hessian) = tried, found
             length = np.minimum(4 * length, 1.0)
         else:
-            hoped = length * promised
-            shorter = np.clip(hoped / (found[0] - value + 2 * hoped), 0.1, 0.5)
+            rise = np.fmax(found[0] - value, 0.0)
+            shorter = np.clip(hoped / (rise + 2 * hoped + 1e-300), 0.1, 0.5)
             length = np.where(better, np.minimum(4 * length, 1.0), length * shorter)
             t, value = np.where(better[:, None], tried, t), np.where(better, found[0], value)
             gradient = np.where(better[:, None], found[1], gradient)
@@ -124,13 +156,16 @@ def minimise(
 ) -> tuple[np.ndarray, float]:
     """The best end point (p,) and its objective, from every start at once.
 
-    `lowering` approaches the objective through wider Huber widths; `polish` ends with a simplex search, for kinks.
+    `lowering` approaches the objective through wider Huber widths, and ends from the best few of each; `polish` ends
+    with a simplex search, for kinks.
     """
-    theta = starts
     *wide, last = dict.fromkeys((*_PROFILE[objective], *_POLISH[objective]) if lowering else _POLISH[objective])
-    for delta in wide:
-        theta = distinct(newton(problem, theta, delta, tolerance=1e-3))
-    theta = newton(problem, theta, last)
+    theta, ways = starts, []
+    for delta in wide or (last,):
+        ways.append(way(problem, theta, delta))
+        theta = ways[-1]
+    theta = theta if len(problem.loss) > SMALL else distinct(np.concatenate(ways[::-1]))
+    theta = newton(problem, theta, last, steps=40, tolerance=1e-12)
     theta = np.concatenate([starts, theta])
     values = problem.value(theta, objective)
     best = int(np.nanargmin(values))
@@ -145,6 +180,14 @@ def minimise(
             if end.fun < values[best]:
                 theta[best], values[best] = np.clip(end.x, problem.low, problem.high), end.fun
     return theta[best], float(values[best])
+
+
+def way(problem: Problem, theta: np.ndarray, delta: float | None, kept: int = 3) -> np.ndarray:
+    """Where the starts lead under a wide Huber width, roughly: the few best. Curved valleys wait for the last width."""
+    theta = distinct(newton(problem, theta, delta, steps=12 if problem.bend.any() else 40, tolerance=1e-3, bent=False))
+    if len(theta) <= kept:
+        return theta
+    return theta[np.argsort(problem.compared(theta, delta)[0])[:kept]]
 
 
 def distinct(theta: np.ndarray) -> np.ndarray:

@@ -27,12 +27,13 @@ _TAU = np.geomspace(5e-5, 0.05, 70)
 @dataclass(frozen=True)
 class RollingErrors:
     """Errors of the law on sizes larger than those it was fitted to: log error, its predicted standard deviation, log
-    distance.
+    distance, and the degrees of freedom the deviation was estimated with (None: known).
     """
 
     error: np.ndarray
     deviation: np.ndarray
     distance: np.ndarray
+    dof: np.ndarray | None = None
 
 
 def rolling_origin(
@@ -58,14 +59,18 @@ def drift_quantiles(
     width: float = TAU_WIDTH,
     power: float = DRIFT_POWER,
 ) -> np.ndarray:
-    """Quantiles at `u` of the posterior of tau, given rolling-origin errors e ~ N(0, deviation² + tau² d^(2·power)).
+    """Quantiles at `u` of the posterior of tau, given rolling-origin errors e ~ N(0, deviation² + tau² d^(2·power)),
+    Student's t where the deviation has few degrees of freedom.
 
     The prior of log tau is normal about log `centre` with standard deviation `width`.
     """
     log = -0.5 * (np.log(_TAU / centre) / width) ** 2
     if len(errors.error):
         variance = errors.deviation**2 + _TAU[:, None] ** 2 * errors.distance ** (2 * power)
-        log = log - 0.5 * (np.log(variance) + errors.error**2 / variance).sum(1)
+        square = errors.error**2 / variance
+        if errors.dof is not None:
+            square = (errors.dof + 1) * np.log1p(square / errors.dof)
+        log = log - 0.5 * (np.log(variance) + square).sum(1)
     weight = np.exp(log - log.max())
     cumulative = np.cumsum(weight) / weight.sum()
     return np.exp(np.interp(u, cumulative, np.log(_TAU)))

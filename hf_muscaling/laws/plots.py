@@ -10,11 +10,14 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator, NullLocator, ScalarFormatter
 
 from ..errors import ConfigurationError
+from .schedules import constant_schedule, cosine_schedule
 
 if TYPE_CHECKING:
     from .base import ScalingLaw
+    from .downstream import DownstreamLaw
     from .kaplan_step import KaplanStepLaw
     from .stages import StageWise
+    from .trajectory import AnnealingLaw
 
 COLOURS = ("#1b6ca8", "#d1495b", "#3a7d44", "#8d5a97", "#c77d0a", "#4a4e69", "#00867d", "#9c3d1e")
 KINDS = ("fit", "residuals", "contours")
@@ -94,8 +97,8 @@ def _residuals(law: ScalingLaw, level: float, reach: float) -> Figure:
     axes.axhline(0, color="black", lw=0.8)
     axes.set(xscale="log", xlabel=f"{first}, {law.units[first]}", ylabel="(measured - fitted) / measured, %")
     axes.set_title(f"Residuals, mean {100 * own.are:.2f} %")
-    if len(law.columns) > 1:
-        axes.legend(frameon=False, fontsize=8)
+    if len(law.columns) > 1:  # beside the axes: residuals fill them evenly and leave no corner free
+        figure.legend(loc="outside right upper", frameon=False, fontsize=8)
     return figure
 
 
@@ -148,4 +151,81 @@ def plot_stages(found: StageWise) -> Figure:
     third.legend(frameon=False, fontsize=8)
     for axis in (first.xaxis, second.yaxis):
         _plain_ticks(axis)
+    return figure
+
+
+def plot_trajectory(law: AnnealingLaw, kind: str, level: float, reach: float) -> Figure:
+    """Curves over steps with the law, a constant and a cosine schedule `reach` times longer; or residuals."""
+    if kind not in KINDS[:2]:
+        raise ConfigurationError(f"plot(kind={kind!r}) is not known for {type(law).__name__}: {', '.join(KINDS[:2])}.")
+    law._check_fitted()
+    figure, axes = _axes()
+    data = law._columns
+    fitted = np.asarray(law.loss(data["S1"], data["S2"], **law.params_))
+    names = list(dict.fromkeys(data["run_id"]))
+    for colour, name in zip(COLOURS * 9, names, strict=False):
+        own = data["run_id"] == name
+        own = np.flatnonzero(own)[np.argsort(data["step"][own], kind="stable")]
+        if kind == "residuals":
+            axes.plot(data["step"][own], 100 * (1 - fitted / data["loss"])[own], "-", color=colour, lw=1, label=name)
+            continue
+        axes.plot(data["step"][own], data["loss"][own], ".", color=colour, ms=3, alpha=0.6)
+        axes.plot(data["step"][own], fitted[own], color=colour, lw=1.2, label=name)
+    axes.set(xlabel="step, optimizer updates")
+    if kind == "residuals":
+        axes.axhline(0, color="black", lw=0.8)
+        axes.set_ylabel("(measured - fitted) / measured, %")
+    else:
+        _longer(axes, law, level, reach)
+        axes.set(ylabel="loss, nats per token", title=law.equation_text)
+    axes.legend(frameon=False, fontsize=8)
+    return figure
+
+
+def _longer(axes: Any, law: AnnealingLaw, level: float, reach: float) -> None:
+    """What the law says of runs `reach` times longer, at constant rate and along a cosine to 0."""
+    data = law._columns
+    last, peak = int(data["step"].max()), float(data["lr"].max())
+    start = max(int(data["step"].min()), 1)
+    total = max(int(reach * last), start + 2)
+    peak = peak or float(data["S1"].max() / last)
+    rise = int(np.clip(2 * (data["step"] - data["S1"] / peak).min(), 0, start))  # what a warm-up took from S1
+    for line, rates in (("--", constant_schedule(total, peak, rise)), (":", cosine_schedule(total, peak, 0.0, rise))):
+        with warnings.catch_warnings():  # the picture shades what lies outside
+            warnings.simplefilter("ignore")
+            band = law.predict(schedule=rates, step=np.unique(np.geomspace(start, total, 80).astype(int)), level=level)
+        label = f"{'constant' if line == '--' else 'cosine to 0'}, {total:,} steps"
+        axes.fill_between(band.at["step"], band.low, band.high, color="black", alpha=0.12, lw=0)
+        axes.plot(band.at["step"], band.loss, line, color="black", lw=1.2, label=label)
+    axes.axvspan(last, total, color="#f2b134", alpha=0.14, lw=0, label="extrapolation")
+    axes.set(xscale="log", xlim=(start, total))
+
+
+def plot_downstream(law: DownstreamLaw, kind: str, level: float, reach: float) -> Figure:
+    """Score over loss, lower losses to the right, with the interval and `reach` ranges more; or residuals."""
+    if kind not in KINDS[:2]:
+        raise ConfigurationError(f"plot(kind={kind!r}) is not known for DownstreamLaw: {', '.join(KINDS[:2])}.")
+    law._check_fitted()
+    figure, axes = _axes()
+    data, (low, high) = law._columns, law.range_["loss"]
+    if kind == "residuals":
+        axes.plot(data["loss"], 100 * (data["score"] - law.score(data["loss"])), "o", color=COLOURS[0], ms=3)
+        axes.axhline(0, color="black", lw=0.8)
+        axes.set(ylabel="measured - fitted, points")
+    else:
+        width = high - low
+        end = max(low - reach * width, 0.05 * low)
+        grid = np.linspace(high + 0.05 * width, end, 80)
+        with warnings.catch_warnings():  # the picture shades what lies outside
+            warnings.simplefilter("ignore")
+            band = law.predict(grid, level)
+        axes.axvspan(low, end, color="#f2b134", alpha=0.14, lw=0, label="extrapolation")
+        axes.fill_between(grid, band.low, band.high, color=COLOURS[0], alpha=0.18, lw=0, label=f"{level:.0%} interval")
+        axes.plot(grid, band.score, color=COLOURS[0], lw=1.5)
+        axes.plot(data["loss"], data["score"], "o", color=COLOURS[1], ms=4, label="checkpoints")
+        axes.axhline(law.params_["chance"], color="grey", ls=":", lw=1, label="chance")
+        axes.set(ylabel="score", title=law.equation_text)
+        axes.legend(frameon=False, fontsize=8)
+    axes.invert_xaxis()
+    axes.set(xlabel="loss, nats per token")
     return figure

@@ -8,7 +8,7 @@ from typing import Any, ClassVar
 import numpy as np
 
 from ..errors import ConfigurationError, FitError
-from .base import ScalingLaw
+from .base import ScalingLaw, check_level
 from .fitting import OBJECTIVES
 from .intervals import DRIFT_POWER, drift_quantiles, mixture_interval, rolling_origin
 from .posterior import Groups, Posterior
@@ -193,6 +193,20 @@ class PowerLaw(ScalingLaw):
         """The loss at x under every posterior draw."""
         d = self._draws
         return d["a"] * np.exp(d["b"] * np.log(x / self._posterior.scale)) + d["c"]
+
+    def parameter_interval(self, name: str, level: float = 0.9) -> tuple[float, float]:
+        """Posterior interval of a parameter, the same for every objective, as that of `predict`.
+
+        Raises `ConfigurationError` for an unknown parameter.
+        """
+        self._check_fitted()
+        check_level(level)
+        if name not in self.parameters:
+            raise ConfigurationError(f"{name!r} is no parameter of a PowerLaw: {', '.join(self.parameters)}.")
+        draws = self._draws
+        values = draws["a"] * np.exp(-draws["b"] * np.log(self._posterior.scale)) if name == "a" else draws[name]
+        low, high = np.quantile(values, (0.5 * (1 - level), 0.5 * (1 + level)))
+        return float(low), float(high)
 
     def _weaknesses(self) -> list[str]:
         """Which direction the runs leave open: a steep law with a high floor fits as well as a flat one with a low

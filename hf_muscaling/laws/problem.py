@@ -12,11 +12,12 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 
 DELTA = 1e-3
+PLAIN, SCALE, RATE = 0, 1, 2
 BLOCK = 16_000  #: rows × regressions evaluated at a time
 REACH = {"f": 80.0, "d": 300.0}  #: exponents safe without a shift, in single and in double precision
 
@@ -40,13 +41,12 @@ class Problem:
     count: float = 0.0  #: independent observations behind the rows; 0: as many as rows
     origin: float = 0.0  #: log loss at which a law that contains the loss takes its coordinates
 
+    _of_rows: ClassVar[tuple[str, ...]] = ("log_measured", "_blocks", "_reach", "bend")
+
     def varied(self, **changes: Any) -> Any:
         """The same rows under other weights, bounds or prior; what was worked out from the rows is kept."""
         other = replace(self, **changes)
-        rows: dict[str, Any] = {
-            name: self.__dict__[name] for name in ("log_measured", "_blocks", "_reach") if name in self.__dict__
-        }
-        other.__dict__.update(rows)
+        other.__dict__.update({name: getattr(self, name) for name in self._of_rows})
         return other
 
     @cached_property
@@ -77,7 +77,7 @@ class Problem:
         else:
             _, clipped, _ = huber(cost, delta, one)
             cost = clipped * (cost - 0.5 * clipped)
-        value = self.weight @ cost.T
+        value = np.atleast_2d(self.weight) @ cost.T
         if self.precision is not None and self.centre is not None:
             scale = np.sqrt(self.precision)
             away = (theta * scale)[None] - (np.atleast_2d(self.centre) * scale)[:, None]
@@ -181,6 +181,11 @@ class Problem:
         return top, total, terms
 
     @cached_property
+    def bend(self) -> np.ndarray:
+        """What each parameter is to the law (p,): `SCALE`, the log of a factor, `RATE`, an exponent, or `PLAIN`."""
+        return np.where((self.x == self.x[:1]).all(0), SCALE, RATE)
+
+    @cached_property
     def _reach(self) -> np.ndarray:
         """The largest size of each covariate."""
         return np.abs(self.x).max(0)
@@ -217,9 +222,16 @@ def _outer(x: np.ndarray, y: np.ndarray) -> np.ndarray:
 class CurvedProblem(Problem, ABC):
     """A regression whose log L is no log-sum-exp of linear forms: a law gives `expansion`, the rest follows."""
 
+    _of_rows: ClassVar[tuple[str, ...]] = ("log_measured",)
+
     @abstractmethod
     def expansion(self, theta: np.ndarray) -> tuple[np.ndarray, np.ndarray, Callable[[np.ndarray], np.ndarray]]:
         """log L (m, n), its gradient (m, p, n), and the sum of its Hessians weighted by rows: (m, n) → (m, p, p)."""
+
+    @property
+    def bend(self) -> np.ndarray:
+        """`PLAIN` for every parameter."""
+        return np.full(len(self.low), PLAIN)
 
     @property
     def single(self) -> Any:

@@ -9,7 +9,9 @@ Objective "bayes", the default, is the mode of a posterior:
 
 that is, a Laplace likelihood whose scale is estimated too (|·| is Huber's function with delta 1e-3, over delta) and a
 weak prior on the exponents. Rows count less the more compute they lie below the largest run,
-w = 1 / (1 + log(C_max/C)²): a law is a local description, and the target lies beyond the large end.
+w = 1 / (1 + (log(C_max/C)/reach)²): a law is a local description, and the target lies beyond the large end.
+
+How the weights, the widths of the priors and the window of curves were chosen: `ChinchillaLaw`.
 """
 
 from __future__ import annotations
@@ -24,11 +26,11 @@ import numpy as np
 
 from ..errors import ConfigurationError, FitError
 from .base import ScalingLaw
-from .fitting import OBJECTIVES, distinct, minimise, newton
+from .fitting import OBJECTIVES, minimise, newton, way
+from .noise import FLOOR
 from .problem import DELTA, Problem, objective_value
 from .selection import WINDOW, Columns, run_index
 
-FLOOR = 1e-3  #: log loss; two seeds of one run differ by about this much
 ROUNDS = 30
 PER_RUN = 2.0  #: a curve tells its level and its slope; more of its rows err together
 
@@ -48,6 +50,7 @@ class RegressionLaw(ScalingLaw):
     labels: ClassVar[tuple[str, ...]] = ("run_id",)
     weak_prior: ClassVar[dict[str, tuple[float, float]]] = {}  #: letter → centre and standard deviation
     scales: ClassVar[tuple[str, ...]] = ()  #: letters whose coordinate is a logarithm
+    reach: ClassVar[float] = 1.0  #: log distance in compute below the largest at which a row's weight is a half
 
     def __init__(
         self,
@@ -199,7 +202,7 @@ class RegressionLaw(ScalingLaw):
         weight = self._weights(columns)
         if self.objective != "bayes":
             return weight
-        weight = weight / (1 + self._below(columns) ** 2)
+        weight = weight / (1 + (self._below(columns) / self.reach) ** 2)
         return weight / weight.mean()
 
     def _count(self, columns: Columns) -> float:
@@ -280,15 +283,14 @@ def posterior_mode(problem: Problem, starts: np.ndarray) -> np.ndarray:
     Each round lowers the objective: n·log(scale) lies below its tangent, and the round minimises the tangent.
     """
     prior = problem.precision if problem.precision is not None else np.zeros(starts.shape[1])
-    bare = replace(problem, precision=None)
+    bare = problem.varied(precision=None)
     theta, temperature = starts, _temperature(problem, bare.value(starts, "huber")).min()
-    for delta, tolerance in ((0.03, 1e-2), (0.005, 1e-2)):
-        theta = newton(replace(problem, precision=prior * temperature), theta, delta, tolerance=tolerance)
-        theta = distinct(theta)
+    for delta in (0.03, 0.005):
+        theta = way(problem.varied(precision=prior * temperature), theta, delta)
         temperature = _temperature(problem, bare.value(theta, "huber")).min()
     last = np.inf
     for _ in range(ROUNDS):
-        theta = newton(replace(problem, precision=prior * temperature), theta, DELTA, tolerance=1e-9)
+        theta = newton(problem.varied(precision=prior * temperature), theta, DELTA, tolerance=1e-9)
         value = bare.value(theta, "huber")
         target = _negative_log_posterior(problem, theta, value)
         best = int(np.nanargmin(target))

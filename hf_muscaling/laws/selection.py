@@ -45,23 +45,27 @@ def run_index(columns: Columns) -> np.ndarray:
 
 
 def progress(columns: Columns, run: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Each row's place in its run: the share of the run's checkpoints before it, and whether it is the last one.
+    """How far each row is into its run, as a share of the run's last row, and whether it is that row.
 
-    Ordered by tokens, steps or compute, whichever the table has.
+    Counted in tokens, else steps or compute, whichever the table has; without any, in rows. Not in rows otherwise:
+    checkpoints are often spaced evenly in log tokens, and the first 30 % of them are then the first few per cent.
     """
-    clock = next((columns[name] for name in ("D", "S", "step", "C") if name in columns), np.arange(float(len(run))))
+    clock = next((columns[name] for name in ("D", "S", "step", "C") if name in columns), None)
+    if clock is None:
+        clock = np.ones(len(run))
+        order = np.argsort(run, kind="stable")
+        clock[order] = np.arange(1.0, len(run) + 1) - np.searchsorted(run[order], run[order])
     order = np.lexsort((clock, run))
-    counts = np.bincount(run)
-    first = np.cumsum(counts) - counts
-    place = np.empty(len(run))
-    place[order] = np.arange(len(run)) - first[run[order]]
-    return place / counts[run], place == counts[run] - 1
+    last = order[np.cumsum(np.bincount(run)) - 1]
+    is_last = np.zeros(len(run), bool)
+    is_last[last] = True
+    return clock / clock[last][run], is_last
 
 
 def select(columns: Columns, window: float = WINDOW, rows: str = "all", last: bool = False) -> Selection:
     """The rows a law is fitted to.
 
-    Curves: the first `window` of each run's checkpoints are left out and every run's weights sum to the same (times
+    Curves: the first `window` of each run's training, by tokens, is left out and every run's weights sum to the same (times
     its rows' own mean `weight`); `last` keeps nothing but the last checkpoint of each run, for a law that does not
     know how long a run was. Finals: all rows, or with "upper_half" those whose compute N·D is at least the median.
     """
@@ -69,8 +73,8 @@ def select(columns: Columns, window: float = WINDOW, rows: str = "all", last: bo
     total, runs = len(run), int(run.max()) + 1
     curves = runs < total
     if curves:
-        before, final = progress(columns, run)
-        keep = final if last else before >= window - 1e-12
+        share, final = progress(columns, run)
+        keep = final if last else share > window * (1 + 1e-9)
         what = "the last checkpoint of each" if last else f"the first {100 * window:g} % of each left out"
         text = f"curves of {runs} runs: {what}, {int(keep.sum())} of {total} rows kept, equal weight by run"
     elif rows == "upper_half" and {"N", "D"} <= set(columns):

@@ -203,5 +203,6 @@ def number(value: Any, name: str, where: str) -> float:
 
 
 def refuse(where: str, why: str) -> NoReturn:
-    """Raise the `RecordError` of this record."""
+    """Raise the `RecordError` of this record; what it quotes of a hostile one stays short and printable."""
+    why = "".join(c if c.isprintable() else "?" for c in why[:600])
     raise RecordError(f"Not a stored law, {where}: {why}. Write it again with law.to_json(path).")

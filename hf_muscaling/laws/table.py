@@ -10,7 +10,12 @@ import numpy as np
 
 from ..errors import FitError
 
-NUMBERS = ("N", "N_non_embedding", "D", "S", "B", "C", "loss", "weight", "step")
+NUMBERS = (
+    *("N", "N_non_embedding", "D", "S", "B", "C", "loss", "weight", "step"),
+    *("lr", "S1", "S2", "score", "chance", "items"),
+)
+FROM_ZERO = ("weight", "lr", "score", "chance")  #: columns that may hold 0
+ANY_SIGN = ("S2",)
 LABELS = ("run_id", "seed", "family")
 MEANING = {
     "N": "parameters with embeddings",
@@ -22,6 +27,12 @@ MEANING = {
     "loss": "nats per token",
     "weight": "weight of the row",
     "step": "optimizer steps",
+    "lr": "learning rate of the step",
+    "S1": "sum of the learning rates",
+    "S2": "annealing area of the learning rates",
+    "score": "task score, a share of 1",
+    "chance": "score of guessing, a share of 1",
+    "items": "questions behind the score",
 }
 _USUAL_NAMES = {
     "N": ("params", "n_params", "num_params", "parameters", "size", "n"),
@@ -30,6 +41,8 @@ _USUAL_NAMES = {
     "C": ("flops", "compute", "c"),
     "S": ("steps", "step"),
     "B": ("batch_tokens", "batch_size"),
+    "lr": ("learning_rate", "train/learning_rate"),
+    "score": ("acc", "accuracy", "acc,none", "acc_norm", "acc_norm,none", "exact_match"),
     "loss": ("Loss", "eval_loss", "val_loss", "final_loss", "L"),
 }
 
@@ -157,14 +170,17 @@ def _numbers(name: str, values: Any, labels: list[str] | None) -> np.ndarray:
                     "Convert the column, or drop rows of runs that have no value."
                 )
         array = np.array([float(value) for value in values])
-    bad = ~np.isfinite(array) | ((array < 0) if name == "weight" else (array <= 0))
+    bad = ~np.isfinite(array)
+    if name not in ANY_SIGN:
+        bad |= (array < 0) if name in FROM_ZERO else (array <= 0)
     if bad.any():
         row = int(np.argmax(bad))
         remedy = (
             "Drop runs that diverged or did not finish." if name == "loss" else "Correct the value or drop the row."
         )
         raise FitError(
-            f"Column {name!r}, {_row(row, labels)}: expected a finite number > 0 ({MEANING[name]}), found "
+            f"Column {name!r}, {_row(row, labels)}: expected a finite number "
+            f"{'≥' if name in FROM_ZERO else '>'} 0 ({MEANING[name]}), found "
             f"{array[row]:g}"
             f"{f' and {int(bad.sum()) - 1} more' if bad.sum() > 1 else ''}. {remedy}"
         )

@@ -34,6 +34,11 @@ ALIASES: dict[str, tuple[str, ...]] = {
     "seed": ("seed", "random_seed"),
     "family": ("family", "scaled_set", "model_type", "group"),
     "weight": ("weight",),
+    "lr": ("lr", "learning_rate", "train/learning_rate", "train/lr"),
+    "score": ("score", "acc_norm,none", "acc,none", "acc_norm", "acc", "accuracy", "exact_match", "exact_match,none"),
+    "chance": ("chance", "random_baseline"),
+    "items": ("items", "n_items", "num_questions", "n_samples"),
+    "task": ("task", "benchmark"),
 }  # fmt: skip
 """Canonical column → what it may be called, the surest name first; matched without regard to case."""
 

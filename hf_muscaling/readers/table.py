@@ -56,9 +56,12 @@ class Given:
             for one in value.values() if isinstance(value, Mapping) else [value]:
                 if isinstance(one, bool) or not isinstance(one, (int, float)) or not (0 < one < math.inf):
                     raise ConfigurationError(f"{name}={str(value)[:60]} must be positive numbers.")
-        unknown = set(self.need) - {"N", "N_non_embedding", "D", "S", "B", "C", "loss", "step"}
+        known = {"N", "N_non_embedding", "D", "S", "B", "C", "loss", "step", "lr", "score"}
+        unknown = set(self.need) - known
         if isinstance(self.need, str) or unknown:
-            raise ConfigurationError(f"need={self.need!r} must list columns among N, D, S, B, C, loss.")
+            raise ConfigurationError(
+                f"need={self.need!r} must list columns among N, D, S, B, C, step, lr, score, loss."
+            )
 
     @classmethod
     def of(cls, options: Mapping[str, Any]) -> Given:
@@ -73,8 +76,8 @@ class RunTable(dict[str, np.ndarray]):
     """The tidy table: a dict column → array that every law's `fit` takes, one row a run or checkpoint.
 
     Columns: `N`, `D`, `loss` (nats per token) and, where known, `run_id`, `family`, `seed`, `N_non_embedding`, `step`,
-    `S`, `B` (tokens per step), `C` (FLOPs), `weight`. `source` names the file, `notes` says what was assumed, left out
-    or stays unknown.
+    `S`, `B` (tokens per step), `C` (FLOPs), `lr`, `weight`, and of task scores `task`, `score`, `chance`, `items`.
+    `source` names the file, `notes` says what was assumed, left out or stays unknown.
     """
 
     def __init__(self, columns: Mapping[str, np.ndarray], source: str = "", notes: Sequence[str] = ()):

@@ -17,8 +17,12 @@ from .files import RawTable
 from .names import ALIASES, LOSSES, MISSING, PERPLEXITY, find_column, number, numbers, size_in_name
 from .table import Given, RunTable
 
-ORDER = ("run_id", "family", "seed", "N", "N_non_embedding", "D", "step", "S", "B", "C", "weight", "loss")
-_LABELS = ("run_id", "family", "seed")
+ORDER = (
+    *("run_id", "family", "seed", "task", "N", "N_non_embedding", "D", "step", "S", "B", "C", "lr", "weight"),
+    *("chance", "items", "score", "loss"),
+)
+_LABELS = ("run_id", "family", "seed", "task")
+_FROM_ZERO = ("step", "D", "lr", "score", "chance")  #: a run starts at step 0, a schedule may end at rate 0
 _ASK = {
     "N": "pass N=… (parameters): a number for every run, a dict run_id → number, or 'name' to read it from run names "
     "such as 125M. On the command line: --N 1.2e8, --N RUN=1.2e8 or --N name",
@@ -28,6 +32,9 @@ _ASK = {
     "S": "pass B=… (tokens per optimizer step, --B on the command line) so that S = D/B",
     "loss": "pass loss=… (--loss on the command line), the name of the column",
     "C": "add a column C, or N and D",
+    "lr": "add a column lr, the learning rate of the step",
+    "step": "add a column step, the optimizer step of the row",
+    "score": "add a column score, the task score as a share of 1",
 }
 _WHAT = {
     "N": "how many parameters a run has",
@@ -36,6 +43,9 @@ _WHAT = {
     "S": "how many optimizer steps were taken",
     "loss": "which column is the loss",
     "C": "what a run cost in FLOPs",
+    "lr": "what the learning rate was",
+    "step": "which optimizer step a row is",
+    "score": "what the task score was",
 }
 
 
@@ -59,7 +69,7 @@ class _Builder:
         self._keep_rows_with(loss_name)
         self.out["loss"] = self._column("loss", loss_name)
         self._parameters()
-        for name in ("step", "S", "D", "B", "C", "weight"):
+        for name in ("step", "S", "D", "B", "C", "lr", "weight", "chance", "items", "score"):
             self._known(name)
         self._derive()
         self._drop_the_start()
@@ -207,15 +217,15 @@ class _Builder:
             values = [number(cell, short=True) for cell in self.raw[column]] if fast is None else list(fast)
         except ValueError:
             values = [None]
-        least = 0.0 if name in ("step", "D") else math.ulp(0.0)  # a run starts at step 0
+        least = 0.0 if name in _FROM_ZERO else math.ulp(0.0)
         if all(v is not None and math.isfinite(v) and v >= least for v in values):
             self.out[name] = np.array(values, float)
         else:
             self.notes.append(f"{name} is incomplete ({column!r}) and was left out")
 
     def _column(self, name: str, column: str) -> np.ndarray:
-        """A column that must be usable in every row; D = 0 is let through, the start of a run."""
-        start = name in ("D", "step")
+        """A column that must be usable in every row; 0 is let through where it may be one."""
+        start = name in _FROM_ZERO
         fast = numbers(self.raw[column])
         if fast is not None and np.isfinite(fast).all() and ((fast >= 0) if start else (fast > 0)).all():
             return fast

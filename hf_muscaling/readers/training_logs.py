@@ -8,9 +8,11 @@ from __future__ import annotations
 import json
 import math
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
+
+import numpy as np
 
 from ..errors import RecordError, UnknownQuantityError
 from ..runs import Run
@@ -54,12 +56,15 @@ def read_trainer(folder: str | os.PathLike[str], **options: Any) -> RunTable:
         batch = None
         if given.B is None and not any(_positive(row.get("num_input_tokens_seen")) for row in logged):
             batch = _batch(state.get("total_flos"), state.get("global_step"), counted, notes)
+        rate = _rates({row.get("step"): row.get("learning_rate") for row in logged})
         for row in logged:
             kept = {k: v for k, v in row.items() if isinstance(k, str) and (k.endswith("loss") or k == "step")}
             if _positive(row.get("num_input_tokens_seen")):
                 kept["D"] = row["num_input_tokens_seen"]
             elif batch is not None and _positive(row.get("step")):
                 kept["D"] = batch * row["step"]
+            if _positive(row.get("step")):
+                kept |= rate(row["step"])
             rows.append({k: v for k, v in kept.items() if k not in _AVERAGED} | known)
     return _finish(rows, root, given, notes)
 
@@ -95,13 +100,14 @@ def read_tensorboard(folder: str | os.PathLike[str], **options: Any) -> RunTable
         batch = None
         if given.B is None and tokens is None and flos:
             batch = _batch(flos[max(flos)], max(flos), counted, notes)
+        rate = _rates(events.scalars.get("train/learning_rate") or {})
         for step in sorted({step for values in tags.values() for step in values}):
             row = {tag: values[step] for tag, values in tags.items() if step in values}
             if tokens is not None and finite(events.scalars[tokens].get(step)):
                 row["D"] = events.scalars[tokens][step]
             elif batch is not None:
                 row["D"] = batch * step
-            rows.append(row | known | {"step": step})
+            rows.append(row | known | rate(step) | {"step": step})
     return _finish(rows, root, given, notes)
 
 
@@ -120,7 +126,11 @@ def read_series(folder: str | os.PathLike[str], **options: Any) -> RunTable:
     if not any(row["family"] for row in rows):
         rows = [{k: v for k, v in row.items() if k != "family"} for row in rows]
     notes = [f"{len(runs) - len(finished)} diverged runs were left out"] if len(finished) < len(runs) else []
-    return tidy(columns_of(rows, root), str(root), Given.of(options), notes)
+    table = tidy(columns_of(rows, root), str(root), Given.of(options), notes)
+    precisions = {run.run_id: run.precision for run in finished}
+    if any(precisions.values()):  # a law says so when they differ
+        table["precision"] = np.array([precisions[str(name)] for name in table["run_id"]], object)
+    return table
 
 
 # -- shared ------------------------------------------------------------------------------------------------------------
@@ -175,6 +185,16 @@ def _batch(flos: Any, step: Any, counted: Counted | None, notes: dict[str, None]
 
 def _positive(value: Any) -> bool:
     return isinstance(value, (int, float)) and not isinstance(value, bool) and 0 < value < math.inf
+
+
+def _rates(logged: Mapping[Any, Any]) -> Callable[[float], dict[str, float]]:
+    """The column lr at any step from the rates logged at some: evaluations fall between the training logs."""
+    known = {float(s): float(v) for s, v in logged.items() if _positive(s) and (_positive(v) or v == 0)}
+    steps = sorted(known)
+    if len(steps) < 2:
+        return lambda step: {}
+    rates = [known[step] for step in steps]
+    return lambda step: {"lr": float(np.interp(step, steps, rates))}
 
 
 def _wanted(tag: str, given: Given) -> bool:

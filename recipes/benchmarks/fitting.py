@@ -21,6 +21,9 @@ import os
 import tempfile
 import time
 import warnings
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
@@ -73,26 +76,57 @@ def objective(theta: np.ndarray, log_n: np.ndarray, log_d: np.ndarray, log_loss:
     return value, np.array([*by_term.sum(1), -(by_term[0] @ log_n), -(by_term[1] @ log_d)])
 
 
-def multi_start(points: dict[str, np.ndarray], share: float, bootstraps: int) -> tuple[float, float, float, int]:
-    """Return the extrapolated CPU seconds of the fit and of the bootstraps, the best objective, the starts run."""
+@dataclass(frozen=True)
+class Seconds:
+    """A duration, of the processor and of the clock on the wall."""
+
+    cpu: float
+    wall: float
+
+    @classmethod
+    def of(cls, work: Callable[[], object], times: int = 1) -> "Seconds":
+        """Return the median of several runs."""
+        taken = []
+        for _ in range(times):
+            begun = time.process_time(), time.perf_counter()
+            work()
+            taken.append((time.process_time() - begun[0], time.perf_counter() - begun[1]))
+        return cls(*(float(v) for v in np.median(taken, 0)))
+
+    def __mul__(self, factor: float) -> "Seconds":
+        return Seconds(self.cpu * factor, self.wall * factor)
+
+    def __str__(self) -> str:
+        small = self.cpu < 0.1
+        cpu, wall = (f"{1e3 * v:.2f} ms" if small else f"{v:.3g} s" for v in (self.cpu, self.wall))
+        return f"{cpu} CPU ({wall} wall)"
+
+    def over(self, other: "Seconds") -> str:
+        """Return how many times longer than another."""
+        return f"{self.cpu / other.cpu:,.0f} × CPU ({self.wall / other.wall:,.0f} × wall)"
+
+
+def multi_start(points: dict[str, np.ndarray], share: float, bootstraps: int) -> tuple[Seconds, Seconds, float, int]:
+    """Return the extrapolated time of the fit and of the bootstraps, the best objective, the starts run."""
     log = [np.log(points[name]) for name in ("N", "D", "loss")]
     one = np.ones_like(log[0])
     starts = list(itertools.product(*GRID))
     tried = starts[:: max(int(1 / share), 1)]
-    begun = time.process_time()
-    ends = [minimize(objective, start, args=(*log, one), jac=True, method="L-BFGS-B", options=TIGHT) for start in tried]
-    fit = (time.process_time() - begun) * len(starts) / len(tried)
+    ends = []
+
+    def descend(start: np.ndarray, weight: np.ndarray) -> None:
+        ends.append(minimize(objective, start, args=(*log, weight), jac=True, method="L-BFGS-B", options=TIGHT))
+
+    fit = Seconds.of(lambda: [descend(start, one) for start in tried]) * (len(starts) / len(tried))
     best = min(ends, key=lambda end: end.fun if np.isfinite(end.fun) else np.inf)
     rng, few = np.random.default_rng(0), max(int(bootstraps * share), 5)
-    begun = time.process_time()
-    for _ in range(few):
-        weight = rng.multinomial(len(one), one / len(one)).astype(float)
-        minimize(objective, best.x, args=(*log, weight), jac=True, method="L-BFGS-B", options=TIGHT)
-    return fit, (time.process_time() - begun) * bootstraps / few, float(best.fun), len(tried)
+    weights = rng.multinomial(len(one), one / len(one), few).astype(float)
+    refits = Seconds.of(lambda: [descend(best.x, weight) for weight in weights]) * (bootstraps / few)
+    return fit, refits, float(best.fun), len(tried)
 
 
-def peer(points: dict[str, np.ndarray]) -> float | None:
-    """Return the extrapolated seconds of the package `chinchilla`, or None where it is not installed."""
+def peer(points: dict[str, np.ndarray]) -> Seconds | None:
+    """Return the extrapolated time of the package `chinchilla`, or None where it is not installed."""
     if importlib.util.find_spec("chinchilla") is None:
         return None
     from chinchilla import Chinchilla
@@ -107,9 +141,7 @@ def peer(points: dict[str, np.ndarray]) -> float | None:
         )
         for n, d, loss in zip(points["N"], points["D"], points["loss"], strict=True):
             fitter.append(N=float(n), D=float(d), loss=float(loss))
-        begun = time.perf_counter()
-        fitter.fit(parallel=False)
-        return (time.perf_counter() - begun) * 5**5 / 2**5
+        return Seconds.of(lambda: fitter.fit(parallel=False)) * (5**5 / 2**5)
 
 
 def main() -> None:
@@ -121,27 +153,26 @@ def main() -> None:
     args = parser.parse_args()
     points = read_points(args.points)
     warnings.simplefilter("ignore")
-    law = ChinchillaLaw(objective="huber").fit(points)
-    times = []
-    for _ in range(20):
-        begun = time.process_time()
-        law.fit(points)
-        times.append(time.process_time() - begun)
-    begun = time.process_time()
-    law.bootstrap(args.bootstraps)
-    resampling = time.process_time() - begun
-    fit = float(np.median(times))
-    print(f"{law.n_runs_} points. ChinchillaLaw: fit {1e3 * fit:.1f} ms (median of 20), {args.bootstraps} bootstraps "
-          f"{resampling:.2f} s, objective {law.objective_value_:.10f}", flush=True)  # fmt: skip
+    ours = {}
+    for name in ("huber", "bayes"):
+        law = ChinchillaLaw(name).fit(points)
+        fit, resampling = (
+            Seconds.of(partial(law.fit, points), 21),
+            Seconds.of(partial(law.bootstrap, args.bootstraps), 3),
+        )
+        ours[name] = fit, resampling
+        print(f"ChinchillaLaw({name!r}), {law.n_runs_} points: fit {fit} (median of 21), {args.bootstraps} bootstraps "
+              f"{resampling} (median of 3), objective {law.objective_value_:.13g}", flush=True)  # fmt: skip
+    fit, resampling = ours["huber"]
     other_fit, other_resampling, value, tried = multi_start(points, args.share, args.bootstraps)
-    print(f"L-BFGS from 4500 starts ({tried} run, extrapolated): fit {other_fit:.0f} s, bootstraps "
-          f"{other_resampling:.0f} s, objective {value:.10f}", flush=True)  # fmt: skip
-    print(f"ratios: fit {other_fit / fit:,.0f} ×, bootstraps {other_resampling / resampling:,.0f} ×")
+    print(f"L-BFGS from 4500 starts ({tried} run, extrapolated): fit {other_fit}, bootstraps {other_resampling}, "
+          f"objective {value:.13g}", flush=True)  # fmt: skip
+    print(f"ratios to 'huber': fit {other_fit.over(fit)}, bootstraps {other_resampling.over(resampling)}", flush=True)
     seconds = peer(points)
     if seconds is None:
         print("package chinchilla: not installed")
     else:
-        print(f"package chinchilla, 3125 starts (32 run, extrapolated): {seconds:.0f} s, {seconds / fit:,.0f} ×")
+        print(f"package chinchilla, 3125 starts (32 run, extrapolated): {seconds}, {seconds.over(fit)}")
 
 
 if __name__ == "__main__":

@@ -270,3 +270,27 @@ class TestPreparation:
             objective_blocks(data, "masked")
         with pytest.raises(ConfigurationError, match=r"needs 2 sentinels.*lacks <extra_id_0> and 1 more"):
             objective_blocks(data, "seq2seq")
+
+
+def test_random_numbers_are_those_of_a_generator_for_each_block():
+    from hf_muscaling.data.objectives import _random_numbers
+
+    for seed in (0, 3, 2**64 - 1):
+        for indices in ([0, 1, 2], [7, 7, 2**40, 5]):
+            for count in (1, 5, 64):
+                found = _random_numbers(seed, indices, count)
+                keys = [np.array([seed, i], dtype=np.uint64) for i in indices]
+                assert np.array_equal(found, [np.random.Philox(key=key).random_raw(count) for key in keys])
+
+
+def test_masking_takes_no_longer_with_a_large_vocabulary():
+    """Data never wait: 32 sequences are masked in a fraction of a step, whatever the vocabulary."""
+    import timeit
+
+    def seconds(vocabulary):
+        blocks = PackedBlocks(np.random.default_rng(0).integers(5, 300, (32, 64), dtype=np.uint16))
+        objective = MaskedLM(mask_id=2, special_ids=(0, 1, 2), vocab_size=vocabulary)
+        data = ObjectiveBlocks(blocks, objective, seed=0)
+        return min(timeit.repeat(lambda: data.__getitems__(range(32)), number=10, repeat=5))
+
+    assert seconds(50_000) < 3 * seconds(300)

@@ -111,7 +111,7 @@ def test_unidentified_fits_say_so():
 
 def test_along_the_flat_direction_the_fit_hardly_changes():
     """A step along it moves the losses a tenth, at most, of what the same step in E alone does."""
-    law = ChinchillaLaw("least_squares").fit(runs(0.004, sizes=3, span=1.3))
+    law = ChinchillaLaw("least_squares").fit(runs(0.004, seed=3, sizes=3, span=1.3))
     problem, origin, theta = law._fitted
     along = flat_direction(law)
     low, high = law._internal({k: [along.low[k], along.high[k]] for k in along.low}, origin)

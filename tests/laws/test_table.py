@@ -115,3 +115,17 @@ def test_repeated_rows_warn_and_seeds_do_not():
 def test_mixed_units_warn():
     with pytest.warns(UserWarning, match="one token per 1000"):
         read_table({"N": [1e9], "D": [20], "loss": [3.0]}, ["N", "D", "loss"])
+
+
+def test_a_law_says_that_its_runs_mix_precisions(recwarn):
+    from hf_muscaling import PowerLaw
+
+    table = {"N": [1e6, 2e6, 4e6, 8e6, 1.6e7], "loss": [2 + 40 * n**-0.25 for n in (1e6, 2e6, 4e6, 8e6, 1.6e7)]}
+    for same in (["fp32"] * 5, ["", "fp32", "fp32", "", "fp32"]):
+        assert "precision" not in PowerLaw(objective="least_squares").fit(table | {"precision": same}).summary()
+    assert not [w for w in recwarn if "precision" in str(w.message)]
+    mixed = table | {"precision": ["fp32", "fp32", "fp32", "bf16", "bf16"]}
+    with pytest.warns(UserWarning, match=r"mixes precisions \(2 in bf16, 3 in fp32\).*one precision"):
+        law = PowerLaw(objective="least_squares").fit(mixed)
+    assert "mixed precisions: 2 in bf16, 3 in fp32" in law.summary()
+    assert "mixed precisions" in PowerLaw.from_json(law.to_json()).summary()

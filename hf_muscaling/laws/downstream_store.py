@@ -1,0 +1,80 @@
+"""A fitted `DownstreamLaw` as JSON, checked on the way in."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from ..errors import MuScalingError
+from .store import mapping, number, parse, refuse, write_text
+
+if TYPE_CHECKING:
+    from .downstream import DownstreamLaw
+
+FORMAT = "hf_muscaling.downstream_law"
+FORMAT_VERSION = 1
+_KEYS = ("format", "format_version", "equation", "settings", "units", "params", "objective_value", "selection", "rows")
+
+
+def write(law: DownstreamLaw, path: str | os.PathLike[str] | None) -> str:
+    """JSON text of a fitted law, written to `path` in one step when given."""
+    values: dict[str, Any] = {
+        "format": FORMAT,
+        "format_version": FORMAT_VERSION,
+        "equation": law.equation_text,
+        "settings": law.settings(),
+        "units": law.units,
+        "params": law.params_,
+        "objective_value": law.objective_value_,
+        "selection": law.selection_,
+        "rows": {
+            name: [str(v) for v in column] if column.dtype == object else column.tolist()
+            for name, column in law._columns.items()
+        },
+    }
+    text = json.dumps(values, indent=1, allow_nan=False, ensure_ascii=False)
+    if path is not None:
+        write_text(path, text)
+    return text
+
+
+def read(cls: type[DownstreamLaw], source: str | os.PathLike[str] | Mapping[str, Any]) -> DownstreamLaw:
+    """The law of a record, or `RecordError`."""
+    record, where = parse(source)
+    if not isinstance(record, Mapping) or record.get("format") != FORMAT:
+        refuse(where, f"its 'format' is not {FORMAT!r}")
+    version = record.get("format_version")
+    if version != FORMAT_VERSION or isinstance(version, bool):
+        refuse(where, f"format_version is not {FORMAT_VERSION}; upgrade hf_muscaling to read newer files")
+    missing = [key for key in _KEYS if key not in record]
+    if missing:
+        refuse(where, f"it lacks {missing[0]!r}")
+    settings, params = mapping(record, "settings", where), mapping(record, "params", where)
+    try:
+        law = cls(**settings)
+    except (TypeError, MuScalingError) as error:
+        refuse(where, f"its settings are not those of a DownstreamLaw ({error})")
+    if set(params) != set(law.parameters):
+        refuse(where, f"its params are not {', '.join(law.parameters)}")
+    values = {name: number(params[name], f"params[{name!r}]", where) for name in law.parameters}
+    if not 0 <= values["chance"] < values["ceiling"] <= 1 or values.get("k", 1.0) <= 0:
+        refuse(where, "its params are impossible: 0 ≤ chance < ceiling ≤ 1 and k > 0")
+    rows = mapping(record, "rows", where)
+    try:
+        columns = law._read(dict(rows))
+        with np.errstate(all="ignore"):
+            score = law._score(columns, values)
+    except (MuScalingError, ValueError, OverflowError, TypeError) as error:
+        refuse(where, f"its rows are not a table of scores ({error})")
+    stored = number(record["objective_value"], "objective_value", where)
+    if len(columns["loss"]) < 4 or not abs(score - stored) <= 1e-6 * (abs(score) + abs(stored)) + 1e-12:
+        refuse(where, f"params do not go with the rows: the objective is {score:.6g} and not {stored:.6g}")
+    if not isinstance(record["selection"], str) or len(record["selection"]) > 400:
+        refuse(where, "'selection' must be a short text")
+    law.selection_ = record["selection"]
+    law._set(columns, values, stored)
+    return law
