@@ -7,6 +7,7 @@ unlike it, is passed over for the one before.
 
 import hashlib
 import logging
+import math
 import os
 import shutil
 import time
@@ -47,12 +48,13 @@ def write_manifest(checkpoint: Path, **facts: Any) -> None:
     state.wait_for_everyone()
 
 
-def last_valid_checkpoint(folder: str | os.PathLike[str]) -> Path | None:
+def last_valid_checkpoint(folder: str | os.PathLike[str], below: float = math.inf) -> Path | None:
     """Return the newest checkpoint in a Trainer output folder that is what its manifest says, or None.
 
-    Every process calls it and gets the same answer. A warning names each newer one that is passed over and why.
+    Only those of steps below `below` count. Every process calls it and gets the same answer. A warning names each newer
+    one that is passed over and why.
     """
-    names = [[p.name for p in checkpoints(folder)]]
+    names = [[p.name for p in checkpoints(folder) if int(p.name.rpartition("-")[2]) < below]]
     broadcast_object_list(names)  # a shared file system may show processes different folders for a moment
     for name in reversed(names[0]):
         problem = checkpoint_problem(Path(folder) / name)

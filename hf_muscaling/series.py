@@ -110,11 +110,18 @@ class Job:
         """Return the expected cost in arbitrary units."""
         return run_cost(self.N, tokens_per_step * self.args.max_steps)
 
-    def memory(self, tokens_per_step: int) -> float:
-        """Return about how many bytes it takes on one lane: weights, gradients, Adam's moments, activations, logits."""
-        tokens = tokens_per_step / self.args.gradient_accumulation_steps
-        layers = getattr(self.config, "num_hidden_layers", 1)
-        return 16.0 * self.N + 4.0 * tokens * (34 * layers * self.config.hidden_size + 3 * self.config.vocab_size)
+    def memory(self, length: int) -> float:
+        """Return about how many bytes it takes on one lane, with sequences of so many tokens, in fp32."""
+        from hf_muscaling.memory import activation_bytes
+
+        c = self.config
+        try:
+            kept = activation_bytes(c, length, targets=length)
+            sequence = kept.layers + kept.ends + kept.logits
+        except ConfigurationError:  # an architecture that is not known so closely
+            layers = getattr(c, "num_hidden_layers", 1)
+            sequence = 4.0 * length * (34 * layers * c.hidden_size + 3 * c.vocab_size)
+        return 16.0 * self.N + _batch_size(self.args) / self.args.gradient_accumulation_steps * sequence
 
 
 def run_jobs(
@@ -144,9 +151,8 @@ def run_jobs(
     _check_vocabulary(jobs, train_dataset)
     folder = writable_folder(output_dir)
     length = getattr(train_dataset, "block_size", None) or len(train_dataset[0]["input_ids"])
-    tokens = [length * _batch_size(job.args) for job in jobs]
-    costs = [job.cost(n) for job, n in zip(jobs, tokens, strict=True)]
-    memory = [job.memory(n) for job, n in zip(jobs, tokens, strict=True)]
+    costs = [job.cost(length * _batch_size(job.args)) for job in jobs]
+    memory = [job.memory(length) for job in jobs]
     main = jobs[0].args.process_index == 0
     bar = progress if isinstance(progress, SeriesProgress) else SeriesProgress(costs, enabled=progress and main)
     phase = Phase(jobs, costs, memory, train_dataset, eval_dataset, folder, train_options, bar)

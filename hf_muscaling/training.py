@@ -260,7 +260,10 @@ def _train(config, args, train_dataset, eval_dataset, path, model_class, data_co
     trainer.remove_callback(PrinterCallback)
     trainer.remove_callback(ProgressCallback)
     layout = {"processes": args.world_size, "threads": torch.get_num_threads(), "device": args.device.type}
+    layout |= {"sharding": "fsdp2"} if trainer.is_fsdp_enabled else {}
     checkpoint = last_valid_checkpoint(args.output_dir)
+    if checkpoint and _at_end(checkpoint, args) and not list(checkpoint.glob("*.safetensors")):
+        checkpoint = last_valid_checkpoint(args.output_dir, below=args.max_steps)  # shards: no model to read by itself
     before = manifest(checkpoint) if checkpoint else {"seconds": 0.0, "layout": layout}
     earlier = before["seconds"]
     if before["layout"] != layout:
@@ -268,7 +271,7 @@ def _train(config, args, train_dataset, eval_dataset, path, model_class, data_co
             "%s is continued on %s instead of %s: its losses may differ in their last digits from an undisturbed "
             "run's.", path.name, layout, before["layout"],
         )  # fmt: skip
-    if checkpoint is not None and int(checkpoint.name.rpartition("-")[2]) >= args.max_steps:
+    if checkpoint is not None and _at_end(checkpoint, args):
         # Trainer would train one step more: only the weights and the log are needed.
         trainer.model = model_class.from_pretrained(checkpoint).to(args.device)
         trainer.state = type(trainer.state).load_from_json(str(checkpoint / "trainer_state.json"))
@@ -315,6 +318,10 @@ def _train(config, args, train_dataset, eval_dataset, path, model_class, data_co
         seconds=round(earlier + time.monotonic() - started, 2),
         curve=[{k: v for k, v in row.items() if math.isfinite(v)} for row in trainer.curve],
     )
+
+
+def _at_end(checkpoint: Path, args: TrainingArguments) -> bool:
+    return int(checkpoint.name.rpartition("-")[2]) >= args.max_steps
 
 
 @contextmanager

@@ -166,7 +166,7 @@ def children(pid):
     """Return a process's children that run our code."""
     try:
         found = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
-        return [int(p) for p in found if b"hf_muscaling.workers" in Path(f"/proc/{p}/cmdline").read_bytes()]
+        return [int(p) for p in found if b"hf_muscaling.worker " in Path(f"/proc/{p}/cmdline").read_bytes()]
     except (FileNotFoundError, ProcessLookupError):
         return []
 
