@@ -90,7 +90,7 @@ def law_parser(prog: str, description: str, epilog: str, extra: Sequence[str] = 
         help="chinchilla (default), kaplan, kaplan-step, power, …",
     )
     add("--objective", help="what the fit minimises; the law's own by default")
-    add("--window", type=float, help="share of each run's first checkpoints left out")
+    add("--window", type=float, help="share of each run's training, by tokens, left out at its beginning")
     add("--level", type=float, default=0.9, help="confidence of intervals (default 0.9)")
     return parser
 

@@ -59,8 +59,8 @@ class ScalingLaw(SharedLaw, ABC):
     After `fit`: `params_` (dict, the paper's letters), `objective_value_`, `range_` ({variable: (smallest,
     largest)}), `n_runs_`, `selection_` (which rows were fitted, in words).
 
-    Arguments of every law: `objective`; `window`, the share of each run's first checkpoints left out when the table
-    holds whole curves; `rows`, "all" or "upper_half" (by compute) when it holds final losses.
+    Arguments of every law: `objective`; `window`, the share of each run's training, by tokens, left out at its
+    beginning when the table holds whole curves; `rows`, "all" or "upper_half" (by compute) when it holds final losses.
     """
 
     objectives: ClassVar[tuple[str, ...]] = ()

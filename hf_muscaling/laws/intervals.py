@@ -58,11 +58,13 @@ def drift_quantiles(
     centre: float = TAU_PRIOR,
     width: float = TAU_WIDTH,
     power: float = DRIFT_POWER,
+    count: float = 1.0,
 ) -> np.ndarray:
     """Quantiles at `u` of the posterior of tau, given rolling-origin errors e ~ N(0, deviation² + tau² d^(2·power)),
     Student's t where the deviation has few degrees of freedom.
 
-    The prior of log tau is normal about log `centre` with standard deviation `width`.
+    The prior of log tau is normal about log `centre` with standard deviation `width`; each error counts as
+    `count` observations, less than one where errors share runs.
     """
     log = -0.5 * (np.log(_TAU / centre) / width) ** 2
     if len(errors.error):
@@ -70,7 +72,7 @@ def drift_quantiles(
         square = errors.error**2 / variance
         if errors.dof is not None:
             square = (errors.dof + 1) * np.log1p(square / errors.dof)
-        log = log - 0.5 * (np.log(variance) + square).sum(1)
+        log = log - 0.5 * count * (np.log(variance) + square).sum(1)
     weight = np.exp(log - log.max())
     cumulative = np.cumsum(weight) / weight.sum()
     return np.exp(np.interp(u, cumulative, np.log(_TAU)))

@@ -2,7 +2,7 @@
 
 A table holds *curves* when several of its rows are checkpoints of one run, and *finals* when every row is a run of
 its own. The loss of the first steps follows the warm-up and the initialisation, not the law: the Hitchhiker's Guide
-leaves it out, and dropping the first 30 % of each run measured better than its fixed number of tokens.
+leaves it out, and dropping the first 30 % of each run, by tokens, measured better than its fixed number of tokens.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""How the default estimator and interval of the laws are chosen, and how well they predict larger models, on your runs.
+"""How the laws' default estimator and interval are chosen, and how well they predict larger models, on your runs.
 
     python recipes/benchmarks/extrapolation.py FOLDER [--skip FILE …] [--synthetic 200] [--coverage 600]
 
@@ -165,7 +165,7 @@ def choose(sets: list[DataSet], synthetic: int) -> str:
     made = [truths.table(seed) for seed in range(synthetic)]
     scores, reference = {}, (0.0, 0.0, 0.0)
     print(f"Choosing from {len(folds)} origins inside {len({s.name for s, _, _ in folds})} training parts and "
-          f"{len(made)} synthetic tables\n  score  (finals curves synthetic) ARE %: finals curves synthetic")  # fmt: skip
+          f"{len(made)} synthetic tables\n  score  (finals curves synthetic) ARE % of each")  # fmt: skip
     for name, make in candidates().items():
         found: dict[tuple[str, str], list[float]] = defaultdict(list)
         for data, small, large in folds:
@@ -223,8 +223,8 @@ def coverage(sets: list[DataSet], count: int) -> dict[str, float]:
         if data.kind != "batch" and not data.repeats:
             for small, large in origins(data.parts[0]):
                 score(ChinchillaLaw().fit(small), large, data.name)
-    print("\nCoverage of the default 90 % interval, median half-width (synthetic: Chinchilla laws, normal noise; public:"
-          " rolling origins)")  # fmt: skip
+    print("\nCoverage of the default 90 % interval, median half-width (synthetic: Chinchilla laws, normal noise;"
+          " public: rolling origins)")  # fmt: skip
     found = {name: float(np.mean(values)) for name, values in inside.items()}
     for name, share in found.items():
         print(f"  {100 * share:5.1f} %  ± {100 * np.median(widths[name]):.2f} %  n = {len(inside[name])}  {name}")

@@ -270,10 +270,10 @@ def test_a_million_rows():
 
 @pytest.mark.slow
 def test_coverage_on_synthetic_truth():
-    """New runs at 1 to 4 times the largest N and D, three noise levels: 88 % inside over 180 tables; here 45."""
+    """New runs at 1 to 4 times the largest N and D, three noise levels: 93 % inside over 150 tables; here 60."""
     rng = np.random.default_rng(7)
     inside, widths = [], []
-    for i in range(45):
+    for i in range(60):
         noise, sizes = ((0.004, 7), (0.002, 5), (0.01, 9))[i % 3]
         table = runs(noise, seed=100 + i, sizes=sizes, horizons=5)
         law = ChinchillaLaw().fit(table)
@@ -283,5 +283,5 @@ def test_coverage_on_synthetic_truth():
         p = law.predict(N=n, D=d)
         inside.append((p.low <= measured) & (measured <= p.high))
         widths.append((p.high - p.low) / (2 * p.loss) / noise)
-    assert 0.80 <= np.mean(inside) <= 0.97
+    assert 0.85 <= np.mean(inside) <= 0.97
     assert np.median(widths) < 5  # half-widths in units of the noise; 1.645 would be the noise alone
