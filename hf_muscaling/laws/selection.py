@@ -66,8 +66,8 @@ def select(columns: Columns, window: float = WINDOW, rows: str = "all", last: bo
     """The rows a law is fitted to.
 
     Curves: the first `window` of each run's training, by tokens, is left out and every run's weights sum to the same
-    (times its rows' own mean `weight`); `last` keeps nothing but the last checkpoint of each run, for a law that does not
-    know how long a run was. Finals: all rows, or with "upper_half" those whose compute N·D is at least the median.
+    (times its rows' own mean `weight`); `last` keeps nothing but the last checkpoint of each run, for a law that does
+    not know how long a run was. Finals: all rows, or with "upper_half" those whose compute N·D is at least the median.
     """
     run = run_index(columns)
     total, runs = len(run), int(run.max()) + 1
