@@ -65,9 +65,9 @@ def progress(columns: Columns, run: np.ndarray) -> tuple[np.ndarray, np.ndarray]
 def select(columns: Columns, window: float = WINDOW, rows: str = "all", last: bool = False) -> Selection:
     """The rows a law is fitted to.
 
-    Curves: the first `window` of each run's training, by tokens, is left out and every run's weights sum to the same (times
-    its rows' own mean `weight`); `last` keeps nothing but the last checkpoint of each run, for a law that does not
-    know how long a run was. Finals: all rows, or with "upper_half" those whose compute N·D is at least the median.
+    Curves: the first `window` of each run's training, by tokens, is left out and every run's weights sum to the same
+    (times its rows' own mean `weight`); `last` keeps nothing but the last checkpoint of each run, for a law that does
+    not know how long a run was. Finals: all rows, or with "upper_half" those whose compute N·D is at least the median.
     """
     run = run_index(columns)
     total, runs = len(run), int(run.max()) + 1

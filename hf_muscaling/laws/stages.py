@@ -20,10 +20,11 @@ import numpy as np
 from ..errors import FitError
 from .kaplan_step import KaplanStepLaw
 from .power_fit import fit_power
-from .selection import WINDOW, Columns, check_window, run_index, select
+from .selection import Columns, check_window, run_index, select
 from .table import _columns, read_table, run_labels
 
 LEVELS = 12
+WARM_UP = 0.03  #: share of a run
 
 
 @dataclass(frozen=True)
@@ -52,11 +53,12 @@ class StageWise:
         return plot_stages(self)
 
 
-def estimate_stages(table: Any, window: float = WINDOW) -> StageWise:
+def estimate_stages(table: Any, window: float = WARM_UP) -> StageWise:
     """Fit the constants of `KaplanStepLaw` stage by stage to training curves.
 
     `table` has one row per checkpoint: N, S (or `step`), B, loss and `run_id`. One size needs at least 3 batch sizes
-    (stage 1), and at least 3 sizes are needed (stage 2). The first `window` of every run is left out.
+    (stage 1), and at least 3 sizes are needed (stage 2). The first `window` of every run, by tokens,
+    is left out: the warm-up only, since the stages compare runs at losses they pass early.
 
     Raises `FitError` that names the stage for which the runs do not suffice.
 
