@@ -4,6 +4,7 @@ import errno
 import json
 import shutil
 import zipfile
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -160,7 +161,7 @@ def test_data_under_another_objective_than_the_architectures(tmp_path, base, blo
         train_run(base, args, train, heldout, tmp_path)
     with pytest.raises(ConfigurationError, match="the held-out set is 'causal'"):
         train_run(config, args, train, blocks, tmp_path)
-    denser = ObjectiveBlocks(blocks, type(train.objective)(**vars(train.objective) | {"density": 0.3}))
+    denser = ObjectiveBlocks(blocks, replace(train.objective, density=0.3))
     with pytest.raises(ConfigurationError, match="have different objectives"):
         train_run(config, args, train, denser, tmp_path)
     assert not list(tmp_path.glob("*/run.json"))
