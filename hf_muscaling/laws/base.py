@@ -21,6 +21,7 @@ import numpy as np
 from ..errors import ConfigurationError, FitError
 from . import answers, store
 from .fitting import check_objective
+from .interval_data import IntervalData
 from .prediction import Evaluation, Prediction
 from .selection import WINDOW, check_window, select
 from .sharing import SharedLaw
@@ -184,6 +185,16 @@ class ScalingLaw(SharedLaw, ABC):
             as_given(factor),
             {n: as_given(v) for n, v in beyond.items()},
             {n: as_given(v) for n, v in flat.items()},
+        )
+
+    def interval_data(self) -> IntervalData:
+        """What the interval of `predict` is computed from, as plain arrays: see `IntervalData`.
+
+        Raises `ConfigurationError` for a law whose interval has another form.
+        """
+        raise ConfigurationError(
+            f"A {type(self).__name__} does not give its interval as data: use PowerLaw, ChinchillaLaw, KaplanLaw or "
+            f"KaplanStepLaw."
         )
 
     def minimum_loss(self, **at: Any) -> Any:

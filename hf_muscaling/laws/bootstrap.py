@@ -26,6 +26,7 @@ import numpy as np
 from ..errors import ConfigurationError, FitError
 from .base import check_level
 from .fitting import resampled
+from .interval_data import IntervalData
 from .intervals import RollingErrors, drift_quantiles, mixture_interval
 from .noise import covariance, run_noise
 from .problem import Problem
@@ -254,6 +255,12 @@ class BootstrapLaw(RegressionLaw):
             ends.append(mixture_interval(centre, np.sqrt(variance), level))
         low, high = np.exp(np.array(ends)).T
         return low, high
+
+    def interval_data(self) -> IntervalData:
+        """Refitted parameters, noise and drift: see `IntervalData`."""
+        self._check_fitted()
+        draws = self._draws
+        return IntervalData(draws["params"], draws["sigma"], None, draws["tau"], DRIFT_POWER, dict(self.range_))
 
     def _set(self, columns: Columns, params: dict[str, float], value: float) -> None:
         super()._set(columns, params, value)

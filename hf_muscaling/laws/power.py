@@ -10,6 +10,7 @@ import numpy as np
 from ..errors import ConfigurationError, FitError
 from .base import ScalingLaw, check_level
 from .fitting import OBJECTIVES
+from .interval_data import IntervalData
 from .intervals import DRIFT_POWER, drift_quantiles, mixture_interval, rolling_origin
 from .posterior import Groups, Posterior
 from .power_fit import fit_power
@@ -188,6 +189,17 @@ class PowerLaw(ScalingLaw):
             ends.append(mixture_interval(centre, np.sqrt(variance), level))
         low, high = np.exp(np.array(ends)).T
         return low, high
+
+    def interval_data(self) -> IntervalData:
+        """Posterior draws of the parameters (`a` for x as it is), noise and drift: see `IntervalData`."""
+        self._check_fitted()
+        draws, posterior = self._draws, self._posterior
+        smallest, largest = posterior.groups.x[[0, -1]]
+        a = draws["a"] * np.exp(-draws["b"] * np.log(posterior.scale))
+        return IntervalData(
+            {"a": a, "b": draws["b"], "c": draws["c"]}, draws["sigma"], draws["rho"], draws["tau"], DRIFT_POWER,
+            {self.variable: (float(smallest), float(largest))},
+        )  # fmt: skip
 
     def _curves(self, x: float) -> np.ndarray:
         """The loss at x under every posterior draw."""

@@ -1,0 +1,55 @@
+"""The interval of a law as numbers: everything that `predict` needs for it, without the runs and the fit.
+
+What a page in a browser computes with (`hf_muscaling.space`). The rule is that of `PowerLaw._interval` and
+`BootstrapLaw._interval`; a test holds the two ways together.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from .intervals import mixture_interval
+
+
+@dataclass(frozen=True)
+class IntervalData:
+    """A mixture of normal distributions of the log loss, one for each draw m of M:
+
+        N(log L(x; params_m), sigma_m²·(1 + rho_m·ln(x_max/x)²) + tau_m²·d(x)^(2·power))
+
+    with d the log distance of x outside `span`, the largest over the variables. `params` are arrays (M,) by letter,
+    `sigma`, `rho` and `tau` arrays (M,); `rho` is None where the law lets no fitted size stray. `span` is the smallest
+    and the largest fitted value of each variable.
+
+    >>> from hf_muscaling import PowerLaw
+    >>> runs = {"N": [1e6, 2e6, 4e6, 8e6], "loss": [2 + 40 * n**-0.25 for n in (1e6, 2e6, 4e6, 8e6)]}
+    >>> law = PowerLaw().fit(runs)
+    >>> low, high = law.interval_data().bounds(law.loss, {"N": 16e6}, level=0.9)
+    >>> found = law.predict(N=16e6, level=0.9)
+    >>> bool(np.allclose([low, high], [found.low, found.high], rtol=1e-9))
+    True
+    """
+
+    params: Mapping[str, np.ndarray]
+    sigma: np.ndarray
+    rho: np.ndarray | None
+    tau: np.ndarray
+    power: float
+    span: Mapping[str, tuple[float, float]]
+
+    def bounds(self, loss: Callable[..., Any], at: Mapping[str, float], level: float) -> tuple[float, float]:
+        """The interval, nats per token, of a run at one point; `loss` is the law's function of variables and
+        parameters.
+        """
+        outside = max(0.0, *(max(np.log(at[n] / high), np.log(low / at[n])) for n, (low, high) in self.span.items()))
+        variance = self.sigma**2 + self.tau**2 * outside ** (2 * self.power)
+        if self.rho is not None:
+            ((name, (_, largest)),) = self.span.items()
+            variance = variance + self.sigma**2 * self.rho * np.log(largest / at[name]) ** 2
+        curves = np.asarray(loss(*(at[n] for n in self.span), **self.params), float)
+        low, high = mixture_interval(np.log(np.maximum(curves, 1e-300)), np.sqrt(variance), level)
+        return float(np.exp(low)), float(np.exp(high))
