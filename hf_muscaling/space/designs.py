@@ -25,7 +25,7 @@ Polynomial = tuple[float, float, float, float, float, float]
 @dataclass(frozen=True)
 class Design:
     """An architecture whose width and depth are free: `width_step` is what widths are multiples of, `sequence` the
-    tokens of one sequence, `polynomials` the six coefficients of each quantity.
+    tokens that the (first) stack sees of one sequence, `tokens` the text behind it, which D counts, `polynomials` the six coefficients of each quantity.
 
     Quantities: `N`, `N_non_embedding`; `step_flops` of one sequence (nanoLM's count); `state`, the bytes of weights,
     gradients and AdamW's moments on one device; and for each precision, with and without gradient checkpointing (`_ckpt`),
@@ -34,14 +34,24 @@ class Design:
 
     name: str
     sequence: int
+    tokens: int
     width_step: int
     width: int
     depth: int
     polynomials: Mapping[str, Polynomial]
 
     @classmethod
-    def of(cls, config: Any, sequence: int, *, targets: int | None = None, name: str | None = None) -> "Design":
-        """Return the design of a μP config (GPT-2, Llama, BERT or T5); `targets` is the length of T5's decoder.
+    def of(
+        cls,
+        config: Any,
+        sequence: int,
+        *,
+        targets: int | None = None,
+        tokens: int | None = None,
+        name: str | None = None,
+    ) -> "Design":
+        """Return the design of a μP config (GPT-2, Llama, BERT or T5); `targets` is the length of T5's decoder, and
+        `tokens` of text, by default `sequence`, make a sequence.
 
         Raises ConfigurationError for another architecture, or a design whose counts are no such polynomials (an FFN
         size that is not proportional to the width).
@@ -74,7 +84,10 @@ class Design:
                 )
         floats = {key: tuple(float(c) for c in polynomial) for key, polynomial in polynomials.items()}
         kind = config.model_type.removeprefix("mu_")
-        return cls(name or _NAMES.get(kind, kind), sequence, unit, config.hidden_size, config.num_hidden_layers, floats)  # type: ignore[arg-type]
+        return cls(
+            name or _NAMES.get(kind, kind), sequence, tokens or sequence, unit, config.hidden_size,
+            config.num_hidden_layers, floats,  # type: ignore[arg-type]
+        )  # fmt: skip
 
     def at(self, quantity: str, width: int, depth: int) -> float:
         """Return a quantity at a width and depth, as the page computes it."""

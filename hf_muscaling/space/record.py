@@ -30,7 +30,7 @@ def space_record(sources: list[Source], title: str, designs: list[Design] | None
     """
     own = [source.design for source in sources if source.design is not None]
     designs = designs or own or stock_designs()
-    laws = [_law(source) for source in sources]
+    laws = [_law(source, designs) for source in sources]
     return {
         "format": FORMAT,
         "format_version": FORMAT_VERSION,
@@ -45,7 +45,7 @@ def space_record(sources: list[Source], title: str, designs: list[Design] | None
     }
 
 
-def _law(source: Source) -> dict[str, Any]:
+def _law(source: Source, designs: list[Design]) -> dict[str, Any]:
     law = source.law
     if type(law).__name__ not in LAWS:
         raise ConfigurationError(
@@ -84,7 +84,8 @@ def _law(source: Source) -> dict[str, Any]:
         "runs": columns | {"loss": rows["loss"][keep].tolist()},
         "targets": [{"N": run.N, "N_non_embedding": run.N_non_embedding, "D": run.D, "S": run.S, "B": run.B,
                      "C": run.C, "loss": run.loss} for run in source.targets],
-        "cost": {"flops": source.flops} if source.flops else runs_cost(law),
+        "cost": {"flops": source.flops, "nanolm": source.nanolm} if source.flops else runs_cost(law),
+        "design": designs.index(source.design) if source.design in designs else None,
         "fitted": text.plain(law.selection_, 400),
         "objective": law.objective,
         "rows": law.n_runs_,
@@ -122,11 +123,13 @@ def _start(sources: list[Source], design: Design) -> dict[str, float]:
         depths = {w: max(1, min(128, round(w * design.depth / design.width))) if stock else depth for w in options}
         width = min(options, key=lambda w: abs(np.log(design.at("N", w, depths[w]) / size)))
         depth = depths[width]
-        size = design.at("N", width, depth)
+    size = design.at("N", width, depth)
     tokens = ranges.get("D") or (ranges["S"] * ranges["B"] if {"S", "B"} <= ranges.keys() else None)
     batch = ranges.get("B") or (run.B if run else 2.0**19)
-    tokens = run.D if run else AHEAD * tokens if tokens else 20 * size
-    return {"width": width, "depth": depth, "D": _round(max(tokens, batch)), "B": _round(batch), "N": _round(size)}
+    tokens = float(run.D) if run else AHEAD * tokens if tokens else 20 * size
+    if run is None:
+        tokens, batch = _round(tokens), _round(batch)
+    return {"width": width, "depth": depth, "D": max(tokens, batch), "B": batch, "N": _round(size)}
 
 
 def _round(value: float) -> float:

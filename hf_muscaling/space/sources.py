@@ -27,7 +27,8 @@ MAX_LAWS = 6
 class Source:
     """One law of a page, and what is known of its runs.
 
-    `flops` is what all of them cost, the search included; None where the law's own rows must tell. `run` is the largest
+    `flops` is what all of them cost, the search included, as 6·N·D, `nanolm` with attention and recomputation as nanoLM
+    counts; None where the law's own rows must tell. `run` is the largest
     proxy of an experiment, `targets` are runs that were trained after the prediction. `counts_all` says that N is known
     to count embeddings.
     """
@@ -36,6 +37,7 @@ class Source:
     law: "ScalingLaw"
     repo_id: str = ""
     flops: float | None = None
+    nanolm: float | None = None
     run: Run | None = None
     targets: list[Run] = field(default_factory=list)
     target_width: int | None = None
@@ -106,7 +108,11 @@ def _experiment(folder: Path) -> Source:
         source.target_width = width if isinstance(width, int) and not isinstance(width, bool) else None
     if largest is not None and largest.config:
         try:
-            source.design = _design(largest, folder)
+            source.design = design = _design(largest, folder)
+            source.nanolm = sum(
+                design.at("step_flops", run.width, design.depth) * run.D / design.tokens
+                for run in behind
+            )
         except (MuScalingError, ValueError, TypeError, KeyError, AttributeError) as error:
             warnings.warn(
                 f"The page cannot compute sizes of {text.plain(largest.config.get('model_type'), 40)!r} models and "
@@ -124,7 +130,8 @@ def _design(run: Run, folder: Path) -> "Design":
     kind = str(run.config.get("model_type", "")).removeprefix("mu_")
     config = getattr(hf_muscaling, {"gpt2": "MuGPT2Config", "llama": "MuLlamaConfig", "bert": "MuBertConfig",
                                     "t5": "MuT5Config"}[kind]).from_dict(dict(run.config))  # fmt: skip
-    sequence, targets = run.B // int(run.settings["batch_size"]), None
+    tokens = run.B // int(run.settings["batch_size"])
+    sequence, targets = tokens, None
     if kind == "t5":
         from hf_muscaling.configuration import ExperimentConfig
         from hf_muscaling.data import span_lengths
@@ -132,7 +139,7 @@ def _design(run: Run, folder: Path) -> "Design":
         experiment = ExperimentConfig(**read_json(folder / "experiment.json")["config"])
         lengths = span_lengths(experiment.sequence_length, **experiment.objective_options())
         sequence, targets = lengths.inputs, lengths.targets
-    return Design.of(config, sequence, targets=targets, name=f"{text.plain(folder.resolve().name)}: its models")
+    return Design.of(config, sequence, targets=targets, tokens=tokens, name=f"Models of {text.plain(folder.resolve().name)}")
 
 
 def runs_cost(law: "ScalingLaw") -> dict[str, float] | None:

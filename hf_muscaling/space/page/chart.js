@@ -122,13 +122,13 @@ const Chart = (() => {
       element("path", { d: path(line.filter(inside)), class: `curve law-${i}` }, svg);
     });
     dots.forEach((runs, i) => runs.forEach((run) => element("circle", { cx: X(run.x), cy: Y(run.loss), r: 3.5, class: `dot law-${i}` }, svg)));
-    stars.forEach((runs, i) => runs.forEach((run) => star(svg, X(run.x), Y(run.loss), i)));
 
     // the chosen run
     const x = X(at(laws[shown])[variable]);
     element("line", { x1: x, x2: x, y1: Y(chosen.low), y2: Y(chosen.high), class: `bar law-${shown}` }, svg);
     for (const end of [chosen.low, chosen.high]) element("line", { x1: x - 6, x2: x + 6, y1: Y(end), y2: Y(end), class: `bar law-${shown}` }, svg);
     element("circle", { cx: x, cy: Y(chosen.loss), r: 6, class: `chosen law-${shown}` }, svg);
+    stars.forEach((runs, i) => runs.forEach((run) => star(svg, X(run.x), Y(run.loss), i)));
     return { band: lines[shown], dots: dots.flat().length, stars: stars.flat().length };
   };
 

@@ -19,8 +19,17 @@ const Numbers = (() => {
     return significant(value, digits);
   };
 
+  // 2048 → "2,048", as long as it is short that way
+  const count = (value) => {
+    if (value >= 1e6) return short(value);
+    const whole = String(Math.round(value));
+    return whole.length > 3 ? `${whole.slice(0, -3)},${whole.slice(-3)}` : whole;
+  };
+
   // 5.88e23 → "5.88 × 10²³"
   const power = (value, digits = 3) => {
+    if (value < 0) return `−${power(-value, digits)}`;
+    if (value === 0) return "0";
     if (!Number.isFinite(value)) return "∞";
     if (value >= 1e-3 && value < 1e6) return significant(value, digits);
     const [head, exponent] = value.toExponential(digits - 1).split("e");
@@ -45,5 +54,5 @@ const Numbers = (() => {
   const times = (factor) => `${factor >= 1e4 ? short(factor, 2) : significant(factor, factor < 10 ? 2 : 3)} ×`;
   const loss = (value) => value.toFixed(value >= 100 ? 2 : 4);
 
-  return { parse, short, power, bytes, percent, times, loss, significant };
+  return { parse, short, count, power, bytes, percent, times, loss, significant };
 })();

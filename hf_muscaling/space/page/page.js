@@ -80,7 +80,7 @@
     const size = 10 ** (Math.floor(Math.log10(value) + 1e-9) - 1);
     return Math.max(1, Number(((Math.round(value / size) + turn) * size).toPrecision(2)));
   };
-  const plain = (value) => (value < 1e6 ? String(value) : Numbers.parse(Numbers.short(value, 4)) === value ? Numbers.short(value, 4) : String(value));
+  const plain = (value) => (value < 1e4 ? String(value) : Numbers.parse(Numbers.short(value, 4)) === value ? Numbers.short(value, 4) : String(value));
   const design = () => space.designs[Number($("design").value)] || null;
   const unit = () => (design() ? design().width_step : 1);
   const isWhole = (value) => (Number.isInteger(value) ? "" : "A whole number.");
@@ -121,11 +121,11 @@
   // -- what is shown ------------------------------------------------------------------------------------------------
 
   const beyondText = (law, p) => {
-    if (!p.outside) return "inside the fitted range";
+    if (!p.outside) return "Inside the fitted range";
     const [name, factor] = Object.entries(p.beyond).sort((a, b) => b[1] - a[1])[0];
-    if (factor > 1 + 1e-9) return `${Numbers.times(factor)} beyond the largest fitted ${name}`;
+    if (factor > 1 + 1e-9) return `Extrapolation: ${Numbers.times(factor)} the largest fitted ${name}`;
     const [least, share] = law.variables.map((n) => [n, pointOf(law)[n] / law.range[n][0]]).sort((a, b) => a[1] - b[1])[0];
-    return `${Numbers.times(1 / share)} below the smallest fitted ${least}`;
+    return `Extrapolation: ${Numbers.times(1 / share)} below the smallest fitted ${least}`;
   };
 
   const update = () => {
@@ -139,29 +139,30 @@
     show("loss", Numbers.loss(p.loss), p.loss);
     show("low", Numbers.loss(p.low), p.low);
     show("high", Numbers.loss(p.high), p.high);
+    show("dock", `${Numbers.loss(p.loss)} nats · ${Numbers.loss(p.low)} … ${Numbers.loss(p.high)}`);
     show("level-text", `${Numbers.significant(100 * level, 4)} %`);
     show("perplexity", `perplexity ${Numbers.significant(Math.exp(p.loss), 4)}`, Math.exp(p.loss));
     show("reach", `${p.outside ? "▲" : "✓"} ${beyondText(law, p)}`, p.extrapolation);
     $("reach").classList.toggle("beyond", p.outside);
     const unused = [["N", "the size"], ["D", "tokens"], ["B", "the batch"]].filter(
       ([n]) => !law.variables.includes(n) && !(n !== "B" && law.variables.includes("C")) && !(n === "D" && law.variables.includes("S")));
-    show("horizon", unused.length ? `A law in ${law.variables.join(", ")} alone: ${unused.map((u) => u[1]).join(" and ")} must be as in its runs; here they change the costs only.` : "");
+    show("horizon", unused.length ? `A law in ${law.variables.join(", ")} alone: ${unused.map((u) => u[1]).join(" and ")} must be as in its runs: what is set here changes the costs only.` : "");
 
     show("parameters", Numbers.short(now.total), now.total);
     show("parameters-hint", shape ? `${Numbers.short(now.other)} without embeddings` : "given directly");
     $("parameters-hint").dataset.value = String(now.other);
     show("flops", `${Numbers.power(now.C)} FLOPs`, now.C);
-    const nanolm = shape ? Laws.quantity(shape, "step_flops", state.width, state.depth) * (now.D / shape.sequence) : NaN;
+    const nanolm = shape ? Laws.quantity(shape, "step_flops", state.width, state.depth) * (now.D / shape.tokens) : NaN;
     show("flops-hint", shape ? `6·N·D; with attention and recomputation ${Numbers.power(nanolm)}` : "6·N·D", shape ? nanolm : undefined);
-    show("steps", Numbers.short(now.S), now.S);
-    show("steps-hint", `of ${Numbers.short(now.B)} tokens`);
+    show("steps", Numbers.count(now.S), now.S);
+    show("steps-hint", `of ${Numbers.count(now.B)} tokens`);
     critical(law, p, now);
-    cost(law, now, point);
+    cost(law, now, point, nanolm);
     if (shape) {
       const bytes = Laws.memory(shape, state.width, state.depth, state.sequences, $("precision").value, $("checkpointing").checked);
       const stay = Laws.quantity(shape, "state", state.width, state.depth);
       show("memory", Numbers.bytes(bytes), bytes);
-      show("memory-hint", `${Numbers.bytes(stay)} weights, gradients, AdamW; the rest for ${state.sequences} × ${Numbers.short(shape.sequence)} tokens`);
+      show("memory-hint", `${Numbers.bytes(stay)} weights, gradients, AdamW; the rest for ${state.sequences} × ${Numbers.count(shape.sequence)} tokens`);
     } else {
       show("memory", Numbers.bytes(16 * now.total), 16 * now.total);
       show("memory-hint", "weights, gradients and AdamW in fp32; activations need a design");
@@ -182,9 +183,13 @@
     show("critical-hint", `here ${Numbers.times(1 + batch / now.B)} the fewest steps, ${Numbers.times(1 + now.B / batch)} the fewest tokens`);
   };
 
-  const cost = (law, now, point) => {
+  // What the law's runs took over what this one takes: as nanoLM counts where both are known so (its Eq. 1), else 6·N·D
+  const cost = (law, now, point, nanolm) => {
     const known = law.cost;
-    if (known && known.flops) {
+    if (known && known.nanolm && law.design === Number($("design").value) && nanolm) {
+      show("cost", Numbers.percent(known.nanolm / nanolm), known.nanolm / nanolm);
+      show("cost-hint", `search and proxies took ${Numbers.power(known.nanolm)} FLOPs, recomputation included`);
+    } else if (known && known.flops) {
       show("cost", Numbers.percent(known.flops / now.C), known.flops / now.C);
       show("cost-hint", `the law's runs took ${Numbers.power(known.flops)} FLOPs`);
     } else if (known && known.parameters) {
@@ -274,7 +279,7 @@
       const part = make("div", null, $("about"));
       make("h3", `${law.name} · ${law.law}`, part);
       make("p", law.equation, part, { class: "equation" });
-      make("p", Object.entries(law.params).map(([name, value]) => `${name} = ${Numbers.significant(value, 6)}`).join(", "), part, { class: "equation" });
+      make("p", Object.entries(law.params).map(([name, value]) => `${name} = ${Numbers.power(value, 6)}`).join(", "), part, { class: "equation" });
       make("p", `Fitted to ${law.fitted}, objective ${law.objective}; it misses them by ${Numbers.significant(100 * law.residual, 2)} % on average.`, part);
       for (const name of law.variables) {
         const [low, high] = law.range[name];
@@ -313,6 +318,8 @@
   });
   about();
   update();
+  // Where the prediction is out of sight, a bar repeats it
+  new IntersectionObserver(([seen]) => ($("dock").hidden = seen.isIntersecting)).observe($("loss"));
   let redraw = 0;
   new ResizeObserver(() => {
     clearTimeout(redraw);
