@@ -39,12 +39,13 @@ const Chart = (() => {
     };
   };
 
-  // Moving N moves C, and moving D moves S and C, at the chosen values of the others
+  // The others follow: C = 6·N·D and D = S·B stay true; B moves at the same tokens
   const move = (x, variable, value) => {
     const moved = { ...x, [variable]: value };
     const factor = value / x[variable];
     if (variable === "N" || variable === "D") moved.C = x.C * factor;
     if (variable === "D") moved.S = x.S * factor;
+    if (variable === "S") [moved.D, moved.C] = [x.D * factor, x.C * factor];
     if (variable === "B") moved.S = x.S / factor;
     return moved;
   };
@@ -127,14 +128,15 @@ const Chart = (() => {
     const x = X(at(laws[shown])[variable]);
     element("line", { x1: x, x2: x, y1: Y(chosen.low), y2: Y(chosen.high), class: `bar law-${shown}` }, svg);
     for (const end of [chosen.low, chosen.high]) element("line", { x1: x - 6, x2: x + 6, y1: Y(end), y2: Y(end), class: `bar law-${shown}` }, svg);
-    element("circle", { cx: x, cy: Y(chosen.loss), r: 6, class: `chosen law-${shown}` }, svg);
+    element("circle", { cx: x, cy: Y(chosen.loss), r: 8, class: `chosen law-${shown}` }, svg);
     stars.forEach((runs, i) => runs.forEach((run) => star(svg, X(run.x), Y(run.loss), i)));
+    svg.dataset.drawn = `${variable} ${shown}`;
     return { band: lines[shown], dots: dots.flat().length, stars: stars.flat().length };
   };
 
   const star = (svg, x, y, index) => {
     const points = Array.from({ length: 10 }, (_, k) => {
-      const r = k % 2 ? 3.2 : 8, turn = (Math.PI * k) / 5 - Math.PI / 2;
+      const r = k % 2 ? 2.7 : 6.5, turn = (Math.PI * k) / 5 - Math.PI / 2;
       return `${(x + r * Math.cos(turn)).toFixed(1)},${(y + r * Math.sin(turn)).toFixed(1)}`;
     });
     element("polygon", { points: points.join(" "), class: `star law-${index}` }, svg);

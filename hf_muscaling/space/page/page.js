@@ -144,9 +144,12 @@
     show("perplexity", `perplexity ${Numbers.significant(Math.exp(p.loss), 4)}`, Math.exp(p.loss));
     show("reach", `${p.outside ? "▲" : "✓"} ${beyondText(law, p)}`, p.extrapolation);
     $("reach").classList.toggle("beyond", p.outside);
+    show("measured", measured(law, p, point));
     const unused = [["N", "the size"], ["D", "tokens"], ["B", "the batch"]].filter(
       ([n]) => !law.variables.includes(n) && !(n !== "B" && law.variables.includes("C")) && !(n === "D" && law.variables.includes("S")));
-    show("horizon", unused.length ? `A law in ${law.variables.join(", ")} alone: ${unused.map((u) => u[1]).join(" and ")} must be as in its runs: what is set here changes the costs only.` : "");
+    const depth = law.design === Number($("design").value) && shape && shape.depth !== state.depth
+      ? ` Its runs have ${shape.depth} layers: other depths were not measured.` : "";
+    show("horizon", (unused.length ? `A law in ${law.variables.join(", ")} alone: ${unused.map((u) => u[1]).join(" and ")} must be as in its runs: what is set here changes the costs only.` : "") + depth);
 
     show("parameters", Numbers.short(now.total), now.total);
     show("parameters-hint", shape ? `${Numbers.short(now.other)} without embeddings` : "given directly");
@@ -169,6 +172,19 @@
     }
     comparison(shown, level);
     later(shown, level, p, point);
+  };
+
+  // What a run of these settings reached, where one was trained after the prediction
+  const measured = (law, p, point) => {
+    const same = (run) => law.variables.every((name) => {
+      const column = name === "N" && law.count === "non_embedding" ? "N_non_embedding" : name;
+      return Math.abs(run[column] / point[name] - 1) < 1e-3;
+    });
+    const runs = law.targets.filter(same);
+    if (!runs.length) return "";
+    const loss = runs.reduce((sum, run) => sum + run.loss, 0) / runs.length, error = p.loss / loss - 1;
+    const where = loss >= p.low && loss <= p.high ? "inside" : "outside";
+    return `★ Trained afterwards: ${Numbers.loss(loss)}, so the prediction is ${Numbers.significant(100 * Math.abs(error), 2)} % too ${error > 0 ? "high" : "low"}, and the loss ${where} the interval.`;
   };
 
   const critical = (law, p, now) => {
@@ -295,7 +311,7 @@
   $("title").textContent = space.title;
   document.title = space.title;
   $("controls").addEventListener("submit", (event) => event.preventDefault());
-  select("design", [...space.designs.map((d, i) => [i, d.name]), ["", "Any: give N"]], "0");
+  select("design", [...space.designs.map((d, i) => [i, d.name]), ["any", "Any: give N"]], "0");
   select("law", space.laws.map((law, i) => [i, law.name]), "0");
   $("law-field").hidden = space.laws.length < 2;
   select("level", []);
