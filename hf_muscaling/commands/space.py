@@ -10,7 +10,7 @@ def run(arguments: Sequence[str] | None) -> None:
     """Write or publish the page that the flags describe."""
     parser = Parser(
         prog="muscaling space",
-        description="Write a page that predicts in the browser: one index.html, no server, nothing loaded from elsewhere.",
+        description="Write a page that predicts in the browser: one index.html, no server, no other address.",
         epilog="Several laws are compared in one page. --push needs `hf auth login`.",
     )
     parser.add_argument(

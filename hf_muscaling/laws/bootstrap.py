@@ -26,7 +26,7 @@ import numpy as np
 from ..errors import ConfigurationError, FitError
 from .base import check_level
 from .fitting import resampled
-from .interval_data import IntervalData
+from .interval_data import IntervalData, Widening
 from .intervals import RollingErrors, drift_quantiles, mixture_interval
 from .noise import covariance, run_noise
 from .problem import Problem
@@ -257,10 +257,22 @@ class BootstrapLaw(RegressionLaw):
         return low, high
 
     def interval_data(self) -> IntervalData:
-        """Refitted parameters, noise and drift: see `IntervalData`."""
+        """Refitted parameters, their widening, noise and drift: see `IntervalData`."""
         self._check_fitted()
+        problem, origin = self._build(self._columns)
+        theta = np.clip(self._internal(self.params_, origin)[0], problem.low, problem.high)
+        covariance = self._forecast(self._columns, self.params_, self._columns)[0]
+
+        def slopes(*at: float) -> np.ndarray:
+            point = {column: np.array([value]) for column, value in zip(self.columns.values(), at, strict=True)}
+            one = np.ones(1)
+            return self._problem(point | {"loss": one}, one, origin).slopes(theta)[:, 0]
+
+        widening = Widening(self.params_, theta, origin, covariance, WIDEST, slopes)
         draws = self._draws
-        return IntervalData(draws["params"], draws["sigma"], None, draws["tau"], DRIFT_POWER, dict(self.range_))
+        return IntervalData(
+            draws["params"], draws["sigma"], None, draws["tau"], DRIFT_POWER, dict(self.range_), widening
+        )
 
     def _set(self, columns: Columns, params: dict[str, float], value: float) -> None:
         super()._set(columns, params, value)

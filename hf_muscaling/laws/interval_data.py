@@ -16,6 +16,32 @@ from .intervals import mixture_interval
 
 
 @dataclass(frozen=True)
+class Widening:
+    """The scatter of log L that the linearised fit expects at a point x: `sqrt(gᵀ V g)`, g = d log L / d theta.
+
+    Draws that scatter less about the `fitted` parameters' log loss are widened to it, at most `widest` times. `theta`
+    (p,) are the fitted coordinates, which refer to `origin` (as the law's `_problem` says), `covariance` (p, p) theirs;
+    `slopes` gives g (p,) at the variables of a point.
+    """
+
+    fitted: Mapping[str, float]
+    theta: np.ndarray
+    origin: Mapping[str, float]
+    covariance: np.ndarray
+    widest: float
+    slopes: Callable[..., np.ndarray]
+
+    def widened(self, loss: Callable[..., Any], at: tuple[float, ...], centre: np.ndarray) -> np.ndarray:
+        """The log losses of the draws at one point, moved away from the fitted law's where they scatter too little."""
+        own, scatter = float(np.log(loss(*at, **self.fitted))), float(centre.std())
+        if scatter <= 0:
+            return centre
+        slopes = self.slopes(*at)
+        expected = np.sqrt(max(float(slopes @ self.covariance @ slopes), 0.0))
+        return own + np.clip(expected / scatter, 1.0, self.widest) * (centre - own)
+
+
+@dataclass(frozen=True)
 class IntervalData:
     """A mixture of normal distributions of the log loss, one for each draw m of M:
 
@@ -23,7 +49,7 @@ class IntervalData:
 
     with d the log distance of x outside `span`, the largest over the variables. `params` are arrays (M,) by letter,
     `sigma`, `rho` and `tau` arrays (M,); `rho` is None where the law lets no fitted size stray. `span` is the smallest
-    and the largest fitted value of each variable.
+    and the largest fitted value of each variable. `widening` moves the centres apart, see `Widening`.
 
     >>> from hf_muscaling import PowerLaw
     >>> runs = {"N": [1e6, 2e6, 4e6, 8e6], "loss": [2 + 40 * n**-0.25 for n in (1e6, 2e6, 4e6, 8e6)]}
@@ -40,6 +66,7 @@ class IntervalData:
     tau: np.ndarray
     power: float
     span: Mapping[str, tuple[float, float]]
+    widening: Widening | None = None
 
     def bounds(self, loss: Callable[..., Any], at: Mapping[str, float], level: float) -> tuple[float, float]:
         """The interval, nats per token, of a run at one point; `loss` is the law's function of variables and
@@ -50,6 +77,9 @@ class IntervalData:
         if self.rho is not None:
             ((name, (_, largest)),) = self.span.items()
             variance = variance + self.sigma**2 * self.rho * np.log(largest / at[name]) ** 2
-        curves = np.asarray(loss(*(at[n] for n in self.span), **self.params), float)
-        low, high = mixture_interval(np.log(np.maximum(curves, 1e-300)), np.sqrt(variance), level)
+        point = tuple(at[n] for n in self.span)
+        centre = np.log(np.maximum(np.asarray(loss(*point, **self.params), float), 1e-300))
+        if self.widening is not None:
+            centre = self.widening.widened(loss, point, centre)
+        low, high = mixture_interval(centre, np.sqrt(variance), level)
         return float(np.exp(low)), float(np.exp(high))

@@ -9,7 +9,7 @@ so that six exact counts of small models give them exactly (a further count chec
 version of what `counting` and `memory` know of each architecture.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from fractions import Fraction
 from math import gcd
@@ -24,12 +24,14 @@ Polynomial = tuple[float, float, float, float, float, float]
 
 @dataclass(frozen=True)
 class Design:
-    """An architecture whose width and depth are free: `width_step` is what widths are multiples of, `sequence` the
-    tokens that the (first) stack sees of one sequence, `tokens` the text behind it, which D counts, `polynomials` the six coefficients of each quantity.
+    """An architecture whose width and depth are free, and the six coefficients of each quantity in `polynomials`.
+
+    Widths are multiples of `width_step`. `sequence` are the tokens that the (first) stack sees of one sequence, `tokens`
+    those of the text behind it, which D counts. `width` and `depth` are those of the config it came from.
 
     Quantities: `N`, `N_non_embedding`; `step_flops` of one sequence (nanoLM's count); `state`, the bytes of weights,
-    gradients and AdamW's moments on one device; and for each precision, with and without gradient checkpointing (`_ckpt`),
-    `fixed_…` and `sequence_…`, the other bytes of a step: those it always takes, and those of each sequence at once.
+    gradients and AdamW's moments on one device; and for each precision, with and without gradient checkpointing
+    (`_ckpt`), `fixed_…` and `sequence_…`, the other bytes of a step: those it always takes, and those of each sequence.
     """
 
     name: str
@@ -74,7 +76,9 @@ class Design:
                 found[k, layers] = _quantities(model, model_sizes(model), sequence, targets)
             return found[k, layers]
 
-        polynomials = {key: _solve(lambda k, n, q=key: counts(k, n)[q], unit) for key in counts(1, 1)}
+        polynomials = {
+            key: _solve([[counts(k, n)[key] for k in (1, 2, 3)] for n in (1, 2)], unit) for key in counts(1, 1)
+        }
         check = counts(5, 4)
         for key, polynomial in polynomials.items():
             if _value(polynomial, 5 * unit, 4) != check[key]:
@@ -117,8 +121,7 @@ def stock_designs() -> list[Design]:
 
 
 def _at(base: Any, width: int, layers: int) -> Any:
-    depths = {field: layers for field in base.mu_depth_fields}
-    return base.replace(**depths).at_width(width)
+    return base.replace(**dict.fromkeys(base.mu_depth_fields, layers)).at_width(width)
 
 
 def _quantities(config: Any, sizes: ModelSizes, sequence: int, targets: int | None) -> dict[str, Fraction]:
@@ -149,9 +152,9 @@ def _quantities(config: Any, sizes: ModelSizes, sequence: int, targets: int | No
     return found
 
 
-def _solve(value: Callable[[int, int], Fraction], unit: int) -> tuple[Fraction, ...]:
-    """Return the coefficients from the values at 1, 2 and 3 units of width and 1 and 2 layers."""
-    one, two = (_parabola([value(k, layers) for k in (1, 2, 3)], unit) for layers in (1, 2))
+def _solve(values: list[list[Fraction]], unit: int) -> tuple[Fraction, ...]:
+    """Return the coefficients from the values at 1 and 2 layers, each at 1, 2 and 3 units of width."""
+    one, two = (_parabola(row, unit) for row in values)
     slope = [b - a for a, b in zip(one, two, strict=True)]
     return (*(a - s for a, s in zip(one, slope, strict=True)), *slope)
 

@@ -13,6 +13,7 @@ from hf_muscaling.space.sources import Source, runs_cost
 
 if TYPE_CHECKING:
     from hf_muscaling.laws.base import ScalingLaw
+    from hf_muscaling.laws.interval_data import Widening
 
 FORMAT, FORMAT_VERSION = "hf_muscaling.space", 1
 LAWS = ("PowerLaw", "ChinchillaLaw", "KaplanLaw", "KaplanStepLaw")
@@ -52,7 +53,8 @@ def _law(source: Source, designs: list[Design]) -> dict[str, Any]:
             f"{source.name!r} is a {type(law).__name__}; a page computes {', '.join(LAWS)}. Fit one of these."
         )
     data = law.interval_data()
-    arrays = {"sigma": data.sigma, "rho": data.rho, "tau": data.tau, **data.params}
+    arrays = {"covariance": None if data.widening is None else data.widening.covariance}
+    arrays |= {"sigma": data.sigma, "rho": data.rho, "tau": data.tau, **data.params}
     if not all(np.isfinite(values).all() for values in arrays.values() if values is not None):
         raise ConfigurationError(
             f"The interval of {source.name!r} is not finite: its runs leave a parameter open. Fit it to runs that "
@@ -80,6 +82,7 @@ def _law(source: Source, designs: list[Design]) -> dict[str, Any]:
             "tau": _short(data.tau),
             "power": data.power,
             "span": {name: list(ends) for name, ends in data.span.items()},
+            "widening": None if data.widening is None else _widening(data.widening),
         },
         "runs": columns | {"loss": rows["loss"][keep].tolist()},
         "targets": [{"N": run.N, "N_non_embedding": run.N_non_embedding, "D": run.D, "S": run.S, "B": run.B,
@@ -98,9 +101,18 @@ def _law(source: Source, designs: list[Design]) -> dict[str, Any]:
 def _count(source: Source) -> str | None:
     """Which parameters the law's N counts: "total", "non_embedding", or None where only its author knows."""
     if type(source.law).__name__ == "PowerLaw":
-        return source.law.count
+        return str(source.law.settings()["count"])
     paper = type(source.law).__name__ in ("KaplanLaw", "KaplanStepLaw")
     return None if paper and not source.counts_all else "total"
+
+
+def _widening(found: "Widening") -> dict[str, Any]:
+    return {
+        "theta": found.theta.tolist(),
+        "origin": {name: float(value) for name, value in found.origin.items()},
+        "covariance": found.covariance.tolist(),
+        "widest": found.widest,
+    }
 
 
 def _short(values: Any) -> list[float]:
@@ -141,6 +153,8 @@ def _vectors(index: int, law: "ScalingLaw") -> list[dict[str, Any]]:
 
     Raises ConfigurationError if the exported interval is not the law's: then no page can be trusted.
     """
+    from hf_muscaling.laws import KaplanStepLaw
+
     data, found = law.interval_data(), []
     ends = law.range_.items()
     middle = {n: float(np.sqrt(lo * hi)) for n, (lo, hi) in ends}
@@ -153,14 +167,15 @@ def _vectors(index: int, law: "ScalingLaw") -> list[dict[str, Any]]:
                 warnings.simplefilter("ignore")
                 p = law.predict(level=level, **at)
             low, high = data.bounds(law.loss, at, level)
-            if not np.allclose([min(low, p.loss), max(high, p.loss)], [p.low, p.high], rtol=1e-8):
+            low, high = min(low, float(p.loss)), max(high, float(p.loss))
+            if not np.allclose([low, high], np.array([p.low, p.high]), rtol=1e-8):
                 raise ConfigurationError(
                     f"The interval of {type(law).__name__} at {at} is [{p.low:.6g}, {p.high:.6g}], its data give "
                     f"[{low:.6g}, {high:.6g}]: `interval_data` does not follow `predict`. Please report it."
                 )
             vector = {"law": index, "at": at, "level": level, "loss": p.loss, "low": p.low, "high": p.high,
                       "extrapolation": p.extrapolation}  # fmt: skip
-            if hasattr(law, "critical_batch_size"):
+            if isinstance(law, KaplanStepLaw):
                 vector["critical_batch"] = law.critical_batch_size(p.loss)
                 vector["minimal_steps"] = law.minimal_steps(p.loss, at["N"])
             found.append(vector)

@@ -110,8 +110,7 @@ def _experiment(folder: Path) -> Source:
         try:
             source.design = design = _design(largest, folder)
             source.nanolm = sum(
-                design.at("step_flops", run.width, design.depth) * run.D / design.tokens
-                for run in behind
+                design.at("step_flops", run.width, design.depth) * run.D / design.tokens for run in behind
             )
         except (MuScalingError, ValueError, TypeError, KeyError, AttributeError) as error:
             warnings.warn(
@@ -139,7 +138,9 @@ def _design(run: Run, folder: Path) -> "Design":
         experiment = ExperimentConfig(**read_json(folder / "experiment.json")["config"])
         lengths = span_lengths(experiment.sequence_length, **experiment.objective_options())
         sequence, targets = lengths.inputs, lengths.targets
-    return Design.of(config, sequence, targets=targets, tokens=tokens, name=f"Models of {text.plain(folder.resolve().name)}")
+    return Design.of(
+        config, sequence, targets=targets, tokens=tokens, name=f"Models of {text.plain(folder.resolve().name)}"
+    )
 
 
 def runs_cost(law: "ScalingLaw") -> dict[str, float] | None:

@@ -1,5 +1,7 @@
 """The page as a static Space on the loopback Hub, from a law that is on the Hub too."""
 
+from pathlib import Path
+
 import yaml
 
 from hf_muscaling.cli import main
@@ -16,10 +18,10 @@ def test_the_page_becomes_a_static_space(hub, no_pictures, tmp_path, capsys):
     assert "/spaces/me/page (revision " in capsys.readouterr().out
     info = HfApi().space_info("me/page")
     assert info.private and {f.rfilename for f in info.siblings} >= {"index.html", "README.md", "space.json"}
-    card = open(hf_hub_download("me/page", "README.md", repo_type="space"), encoding="utf-8").read()
+    card = Path(hf_hub_download("me/page", "README.md", repo_type="space")).read_text(encoding="utf-8")
     front = yaml.safe_load(card.split("---\n")[1])
     assert (front["sdk"], front["models"], front["license"]) == ("static", ["me/law"], "apache-2.0")
-    page = open(hf_hub_download("me/page", "index.html", repo_type="space"), encoding="utf-8").read()
+    page = Path(hf_hub_download("me/page", "index.html", repo_type="space")).read_text(encoding="utf-8")
     assert f'"b":{law.params_["b"]!r}' in page
     again = push_space("me/law", "me/page", license="apache-2.0")
     assert again.revision == info.sha, "an unchanged page is not sent again"

@@ -209,10 +209,11 @@ const rgba = (colour) => {
 const behind = (e) => {
   const layers = [];
   for (let at = e; at; at = at.parentElement) layers.push(rgba(getComputedStyle(at).backgroundColor));
-  return layers.reverse().reduce((below, [r, g, b, a]) => [r, g, b].map((v, i) => v * a / 255 + below[i] * (1 - a / 255)),
-    [255, 255, 255]);
+  const over = (below, [r, g, b, a]) => [r, g, b].map((v, i) => v * a / 255 + below[i] * (1 - a / 255));
+  return layers.reverse().reduce(over, [255, 255, 255]);
 };
-const light = ([r, g, b]) => [r, g, b].map(v => v / 255).map(v => v <= 0.04045 ? v / 12.92 : ((v + 0.055) / 1.055) ** 2.4)
+const linear = (v) => v <= 0.04045 ? v / 12.92 : ((v + 0.055) / 1.055) ** 2.4;
+const light = ([r, g, b]) => [r, g, b].map(v => linear(v / 255))
   .reduce((sum, v, i) => sum + v * [0.2126, 0.7152, 0.0722][i], 0);
 document.querySelectorAll('details').forEach(d => d.open = true);
 const worst = [];
@@ -221,7 +222,8 @@ for (const e of document.querySelectorAll('body *')) {
   const own = [...e.childNodes].some(n => n.nodeType === 3 && n.textContent.trim());
   if (!own || (!svg && !e.offsetParent) || ['SCRIPT', 'NOSCRIPT', 'OPTION', 'title'].includes(e.tagName)) continue;
   const ink = light(rgba(svg ? getComputedStyle(e).fill : getComputedStyle(e).color)), page = light(behind(e));
-  worst.push([(Math.max(ink, page) + 0.05) / (Math.min(ink, page) + 0.05), e.id || e.className.baseVal || e.className || e.tagName]);
+  const name = e.id || e.className.baseVal || e.className || e.tagName;
+  worst.push([(Math.max(ink, page) + 0.05) / (Math.min(ink, page) + 0.05), name]);
 }
 return worst.sort((a, b) => a[0] - b[0]);
 """

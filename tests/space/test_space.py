@@ -33,8 +33,7 @@ def test_a_design_is_exact_at_any_width_and_depth(kind):
     config, targets = CONFIGS[kind], 15 if kind == "t5" else None
     design = Design.of(config, 48, targets=targets)
     width, depth = 11 * design.width_step, 7
-    fields = {field: depth for field in config.mu_depth_fields}
-    model = config.replace(**fields).at_width(width)
+    model = config.replace(**dict.fromkeys(config.mu_depth_fields, depth)).at_width(width)
     assert design.at("N", width, depth) == count_parameters(model)
     assert design.at("N_non_embedding", width, depth) == count_parameters(model, "non_embedding")
     if targets is None:
@@ -68,6 +67,10 @@ def test_the_interval_as_data_is_the_laws_own(laws):
         far = {n: 50 * hi for n, (_, hi) in law.range_.items()}
         wrong = replace(data, power=data.power + 0.5).bounds(law.loss, far, 0.8)
         assert not np.allclose(wrong, data.bounds(law.loss, far, 0.8), rtol=1e-6)
+    law = laws["chinchilla"]
+    data, inside = law.interval_data(), {"N": 1e8, "D": 5e9}
+    bare = replace(data, widening=None).bounds(law.loss, inside, 0.8)
+    assert np.ptp(bare) < 0.999 * np.ptp(data.bounds(law.loss, inside, 0.8)), "the widening is not tested"
 
 
 def test_a_page_is_not_written_if_its_interval_is_not_the_laws(laws, monkeypatch):

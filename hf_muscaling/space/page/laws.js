@@ -57,6 +57,8 @@ const Laws = (() => {
     },
   };
 
+  const lossAt = (law, x) => LOSS[law.law](x, law.params, law.variables[0]);
+
   // Where the distribution of an equal mixture of normals reaches a probability: Newton's method inside a bracket
   const mixtureQuantile = (centre, deviation, probability) => {
     let low = Infinity, high = -Infinity;
@@ -92,6 +94,44 @@ const Laws = (() => {
     return most;
   };
 
+  // d log L / d theta at x, theta and origin as in the laws' `_problem`
+  const SLOPES = {
+    ChinchillaLaw: (x, [e, a, alpha, b, beta], origin) => {
+      const n = origin.N - Math.log(x.N), d = origin.D - Math.log(x.D);
+      const parts = [Math.exp(e), Math.exp(a + alpha * n), Math.exp(b + beta * d)];
+      const [floor, size, data] = parts.map((part) => part / (parts[0] + parts[1] + parts[2]));
+      return [floor, size, size * n, data, data * d];
+    },
+    KaplanLaw: (x, [a, alphaN, q, alphaD], origin) => {
+      const n = Math.log(x.N) - origin.N, d = Math.log(x.D) - origin.D;
+      const bySize = (a - alphaN * n) / alphaD, sum = logAddExp(bySize, q - d), share = Math.exp(bySize - sum);
+      return [share, -share * n, alphaD * Math.exp(q - d - sum), sum - share * bySize];
+    },
+    KaplanStepLaw: (x, [a, alphaN, c, alpha, middle, curvature, irreducible], origin) => {
+      const n = Math.log(x.N) - origin.N, s = Math.log(x.S) - origin.S, b = Math.log(x.B) - origin.B;
+      const size = a - alphaN * n, fall = c - alpha * s;
+      const log = stepLogLoss(logAddExp(size, irreducible), fall, alpha, middle - b + curvature * origin.L, curvature);
+      const away = log - origin.L, turn = middle - b - curvature * away, soft = logAddExp(0, turn);
+      const rate = alpha * Math.exp(turn - soft), step = Math.exp(fall + alpha * soft - log);
+      const share = Math.exp(size - log), rest = Math.exp(irreducible - log);
+      const slack = 1 + step * rate * curvature;
+      return [share, -share * n, step, step * (soft - s), step * rate, -step * rate * away, rest].map((v) => v / slack);
+    },
+  };
+
+  // Moves the draws' log losses away from the fitted law's where they scatter less than the linearised fit expects
+  const widen = (law, x, centre) => {
+    const { theta, origin, covariance, widest } = law.interval.widening;
+    const mean = centre.reduce((sum, v) => sum + v, 0) / centre.length;
+    const scatter = Math.sqrt(centre.reduce((sum, v) => sum + (v - mean) ** 2, 0) / centre.length);
+    if (!(scatter > 0)) return;
+    const own = Math.log(lossAt(law, x)), slopes = SLOPES[law.law](x, theta, origin);
+    let expected = 0;
+    slopes.forEach((g, i) => slopes.forEach((h, j) => (expected += g * covariance[i][j] * h)));
+    const factor = Math.min(Math.max(Math.sqrt(Math.max(expected, 0)) / scatter, 1), widest);
+    for (let m = 0; m < centre.length; m++) centre[m] = own + factor * (centre[m] - own);
+  };
+
   // N(log L(x; params_m), sigma_m²·(1 + rho_m·ln(x_max/x)²) + tau_m²·d(x)^(2·power)), as laws.interval_data
   const interval = (law, x, level) => {
     const data = law.interval, names = Object.keys(data.params), draws = data.sigma.length;
@@ -105,12 +145,12 @@ const Laws = (() => {
       const own = data.sigma[m] ** 2 * (1 + (data.rho ? data.rho[m] * inside : 0));
       deviation[m] = Math.sqrt(own + data.tau[m] ** 2 * reach);
     }
+    if (data.widening) widen(law, x, centre);
     const ends = [0.5 * (1 - level), 0.5 * (1 + level)];
     return ends.map((probability) => Math.exp(mixtureQuantile(centre, deviation, probability)));
   };
 
   // The loss at x (every variable of the law), its interval, and how many times beyond the largest fitted values x lies
-  const lossAt = (law, x) => LOSS[law.law](x, law.params, law.variables[0]);
   const predict = (law, x, level) => {
     const loss = lossAt(law, x);
     const [low, high] = interval(law, x, level);
