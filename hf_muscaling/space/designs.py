@@ -26,8 +26,8 @@ Polynomial = tuple[float, float, float, float, float, float]
 class Design:
     """An architecture whose width and depth are free, and the six coefficients of each quantity in `polynomials`.
 
-    Widths are multiples of `width_step`. `sequence` are the tokens that the (first) stack sees of one sequence, `tokens`
-    those of the text behind it, which D counts. `width` and `depth` are those of the config it came from.
+    Widths are multiples of `width_step`. `sequence` are the tokens that the (first) stack sees of one sequence,
+    `tokens` those of the text behind it, which D counts. `width` and `depth` are those of the config it came from.
 
     Quantities: `N`, `N_non_embedding`; `step_flops` of one sequence (nanoLM's count); `state`, the bytes of weights,
     gradients and AdamW's moments on one device; and for each precision, with and without gradient checkpointing

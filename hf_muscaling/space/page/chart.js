@@ -81,11 +81,12 @@ const Chart = (() => {
         element("rect", { x: a, y: top, width: Math.max(0, b - a), height: height - top - bottom, fill: "url(#hatch)" }, svg);
       }
       const fitted = X(range[1]) - X(range[0]), beyond = X(high) - X(range[1]);
-      const label = (text, a, space) => {
-        if (space > 7.2 * text.length) element("text", { x: a + space / 2, y: top - 10, class: "zone" }, svg, text);
+      const label = (texts, a, space) => {
+        const text = texts.find((t) => space > 7.2 * t.length);
+        if (text) element("text", { x: a + space / 2, y: top - 10, class: "zone" }, svg, text);
       };
-      label("fitted range", X(range[0]), fitted);
-      label("extrapolation", X(range[1]), beyond);
+      label(["fitted range", "fitted"], X(range[0]), fitted);
+      label(["extrapolation", "beyond"], X(range[1]), beyond);
       for (const end of range) element("line", { x1: X(end), x2: X(end), y1: top - 6, y2: height - bottom, class: "edge" }, svg);
     }
 
