@@ -124,9 +124,21 @@ def test_an_experiment_brings_its_design_and_costs(tmp_path):
     assert record["start"]["D"] == 5120 and record["start"]["B"] == 512
 
 
-def test_an_experiment_of_unknown_models_falls_back(tmp_path):
+@pytest.mark.parametrize(
+    "change",
+    [{}, {"model_type": "<script>"}, {"num_attention_heads": 0}, {"hidden_size": "x"}, {"vocab_size": -3},
+     {"vocab_size": 10**30}, {"mup_base": [1]}],
+    ids=str,
+)  # fmt: skip
+def test_an_experiment_of_unknown_models_falls_back(tmp_path, change):
+    folder = experiment_folder(tmp_path / "llama")
+    series = [json.loads(line) for line in (folder / "runs.jsonl").read_text().splitlines()]
+    for run in series:
+        run["config"] |= change
+        run["settings"] |= {"batch_size": 16} if change else {}
+    (folder / "runs.jsonl").write_text("".join(json.dumps(run) + "\n" for run in series))
     with pytest.warns(UserWarning, match="stock designs"):
-        record = json.loads(space_files(experiment_folder(tmp_path / "llama"))["space.json"])
+        record = json.loads(space_files(folder)["space.json"])
     assert [design["name"] for design in record["designs"]] == ["Llama shapes", "GPT-2 shapes"]
 
 
