@@ -85,6 +85,9 @@ class ExperimentConfig:
     heldout_split: str | None = _option(
         None, "Split to evaluate on; by default documents held out of the training split."
     )
+    mixture: str | None = _option(
+        None, "Domains in exact proportions of tokens: nanolm:100B, nanodata, c4, mc4 or a YAML file, also FILE:TRACK."
+    )
     data_files: list[str] = _option([], "Local text, JSONL or parquet files instead of a data set.")
     text_column: str = _option("text", "Column that holds the text.")
     domains: list[str] = _option(["prose"], "Domains of the embedded corpus: prose, code.")
@@ -190,6 +193,7 @@ class ExperimentConfig:
             text_column=self.text_column,
             data_files=tuple(self.data_files),
             domains=tuple(self.domains),
+            mixture=self.mixture,
             vocab_size=self.vocab_size,
             tokenizer=self.tokenizer,
             block_size=self.sequence_length,

@@ -17,6 +17,8 @@ __all__ = [
     "DataConfig",
     "Document",
     "MaskedLM",
+    "Mixture",
+    "MixtureStream",
     "ObjectiveBlocks",
     "PackedBlocks",
     "PackedData",
@@ -24,9 +26,12 @@ __all__ = [
     "collate_blocks",
     "load_corpus",
     "load_tokenizer",
+    "merge_states",
     "objective_blocks",
     "pack_documents",
     "prepare_data",
+    "preset_mixtures",
+    "read_mixture",
     "span_lengths",
     "special_tokens_for",
     "tokenizer_hash",
@@ -35,6 +40,8 @@ __all__ = [
 
 _MODULES = {
     "corpus": ("Corpus", "Document", "load_corpus"),
+    "mixture": ("Mixture", "preset_mixtures", "read_mixture"),
+    "mixture_stream": ("MixtureStream", "merge_states"),
     "objectives": (
         "MaskedLM",
         "ObjectiveBlocks",
@@ -50,6 +57,8 @@ _MODULES = {
 
 if TYPE_CHECKING:
     from hf_muscaling.data.corpus import Corpus, Document, load_corpus
+    from hf_muscaling.data.mixture import Mixture, preset_mixtures, read_mixture
+    from hf_muscaling.data.mixture_stream import MixtureStream, merge_states
     from hf_muscaling.data.objectives import (
         MaskedLM,
         ObjectiveBlocks,

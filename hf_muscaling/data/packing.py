@@ -203,7 +203,7 @@ def pack_documents(
 
     if block_size < 1:
         raise ConfigurationError(f"block_size must be at least 1 token, got {block_size}")
-    dtype = np.uint16 if len(tokenizer) <= 2**16 else np.int32
+    dtype = token_dtype(tokenizer)
     need = None if blocks is None else blocks * block_size
     names: dict[str, int] = {}
     count = PackingCount()
@@ -211,7 +211,7 @@ def pack_documents(
     starts: list[int] = []  # of each document, in tokens
     of: list[int] = []  # the domain of each document
     with tqdm(total=need, desc=progress, unit="token", unit_scale=True, disable=progress is None) as bar:
-        for document, ids in _encode(documents, tokenizer, dtype):
+        for document, ids in encode_documents(documents, tokenizer, dtype):
             starts.append(count.tokens)
             of.append(names.setdefault(document.domain, len(names)))
             encoded.append(ids)
@@ -230,9 +230,15 @@ def pack_documents(
     return PackedBlocks(array, np.array(of, dtype=np.uint8)[document_of_block], tuple(names)), count
 
 
-def _encode(
+def token_dtype(tokenizer: PreTrainedTokenizerFast) -> type:
+    """Return the smallest type that blocks are kept in which holds every token."""
+    return np.uint16 if len(tokenizer) <= 2**16 else np.int32
+
+
+def encode_documents(
     documents: Iterable[Document], tokenizer: PreTrainedTokenizerFast, dtype: type
 ) -> Iterator[tuple[Document, NDArray[Any]]]:
+    """Yield each document with its tokens, end-of-text included."""
     from tokenizers import Tokenizer
 
     # A copy, as the caller's may pad or truncate; and a text that spells "<|endoftext|>" must not end a document.

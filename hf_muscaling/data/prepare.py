@@ -7,13 +7,15 @@ import json
 import logging
 import os
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from hf_muscaling.data.cache import cache_folder, digest, make_folder, new_folder, remove_folder
 from hf_muscaling.data.corpus import DOMAINS, Document
+from hf_muscaling.data.mixture_packing import MixtureSource, heldout_mixture, pack_mixture, packed_counts, total
+from hf_muscaling.data.mixture_stream import MixtureStream
 from hf_muscaling.data.packing import PackedBlocks, PackingCount, pack_documents
 from hf_muscaling.data.sources import Source, open_source
 from hf_muscaling.data.tokenizer import load_tokenizer, tokenizer_hash, train_tokenizer
@@ -41,6 +43,8 @@ class DataConfig:
         domains: of the embedded corpus, "prose" and "code".
         vocab_size: tokens of the byte-level BPE that is trained on the training part.
         tokenizer: a folder or Hub name of a ready tokenizer instead.
+        mixture: domains in exact proportions of tokens instead: "nanolm:100B", "nanodata", "c4", "mc4" or a YAML file
+            (`hf_muscaling.data.read_mixture`).
         special_tokens: further special tokens of the trained tokenizer, as an objective needs (`special_tokens_for`).
         block_size: tokens in a block.
         heldout_tokens: tokens of the held-out set; it does not depend on seed or training length.
@@ -68,6 +72,7 @@ class DataConfig:
     heldout_tokens: int = 131_072
     seed: int = 0
     special_tokens: tuple[str, ...] = ()
+    mixture: str | None = None
 
     def __post_init__(self) -> None:
         for name in ("data_files", "domains", "special_tokens"):  # YAML and argparse give lists
@@ -126,30 +131,64 @@ def prepare_data(
     make_folder(cache)
     source = open_source(config, cache_dir=cache, progress=progress)
     blocks = -(-train_tokens // config.block_size)
-    folder = cache / "packed" / _key(config, source, blocks)[:32]
+    if isinstance(source, MixtureSource):
+        source.mixture.require_tokens(train_tokens)
+    key = _key(config, source, blocks)[:32]
+    folder = cache / "packed" / key
     if folder.exists():
         try:
             return _load(folder)
         except (DataError, OSError, ValueError, KeyError, TypeError) as error:
             logger.warning("the packed data in the cache cannot be used (%s); it is packed again", error)
             remove_folder(folder)
+    if isinstance(source, MixtureSource):
+        return _prepare_mixture(config, source, blocks, folder, cache, progress)
     packed = _pack(config, source, blocks, cache, progress)
     with new_folder(folder) as temporary:
         _save(temporary, *packed)
     return _load(folder)  # what a second caller gets, memory-mapped
 
 
+def _prepare_mixture(
+    config: DataConfig, source: MixtureSource, blocks: int, folder: Path, cache: Path, progress: bool
+) -> PackedData:
+    """Pack a mix in a folder of its own, where an interrupted call goes on; one process at a time."""
+    from filelock import FileLock
+
+    working = cache / "packing" / folder.name
+    make_folder(working.parent)
+    with FileLock(working.parent / f"{folder.name}.lock"):
+        if not folder.exists():  # another process may have packed it meanwhile
+            packed = _pack_mixture(config, source, blocks, cache, working, progress)
+            with new_folder(folder) as temporary:
+                _save(temporary, *packed)
+            remove_folder(working)
+    return _load(folder)
+
+
+def _pack_mixture(
+    config: DataConfig, source: MixtureSource, blocks: int, cache: Path, working: Path, progress: bool
+) -> tuple[PackedBlocks, PackedBlocks, PreTrainedTokenizerFast, dict[str, Any]]:
+    tokenizer = _tokenizer(config, source, cache, progress)
+    # The held-out set is the same whatever the shards and the seed.
+    whole = replace(source.mixture, shards=1)
+    other = MixtureStream(whole, tokenizer, config.block_size, part="heldout")
+    heldout = heldout_mixture(other, config.heldout_tokens // config.block_size)
+    apart = any(domain.heldout_split for domain in source.mixture.domains)  # else the hash of a document decides
+    stream = MixtureStream(
+        source.mixture, tokenizer, config.block_size, seed=config.seed, exclude=other.document_names() if apart else ()
+    )
+    train = pack_mixture(stream, blocks, working, "Training" if progress else None)
+    train_counts, heldout_counts = packed_counts(working), other.counts()
+    info = _info(config, source, tokenizer, train, total(train_counts), heldout, total(heldout_counts))
+    info["train"]["per_domain"], info["heldout"]["per_domain"] = train_counts, heldout_counts
+    return train, heldout, tokenizer, info
+
+
 def _pack(
     config: DataConfig, source: Source, blocks: int, cache: Path, progress: bool
 ) -> tuple[PackedBlocks, PackedBlocks, PreTrainedTokenizerFast, dict[str, Any]]:
-    if config.tokenizer is not None:
-        tokenizer = load_tokenizer(config.tokenizer)
-    else:
-        texts = (document.text for document in source.sample())
-        tokenizer = train_tokenizer(
-            texts, config.vocab_size, extra_special_tokens=config.special_tokens, cache_dir=cache, progress=progress
-        )
-
+    tokenizer = _tokenizer(config, source, cache, progress)
     heldout_blocks = config.heldout_tokens // config.block_size
     heldout_names: set[str] = set()
 
@@ -180,7 +219,28 @@ def _pack(
         train, train_count, blocks, "training",
         "train for fewer tokens, give more text (--data-files, --dataset, or more --domains), or lower --vocab-size",
     )  # fmt: skip
-    info = {
+    return train, heldout, tokenizer, _info(config, source, tokenizer, train, train_count, heldout, heldout_count)
+
+
+def _tokenizer(config: DataConfig, source: Source, cache: Path, progress: bool) -> PreTrainedTokenizerFast:
+    if config.tokenizer is not None:
+        return load_tokenizer(config.tokenizer)
+    texts = (document.text for document in source.sample())
+    return train_tokenizer(
+        texts, config.vocab_size, extra_special_tokens=config.special_tokens, cache_dir=cache, progress=progress
+    )
+
+
+def _info(
+    config: DataConfig,
+    source: Source,
+    tokenizer: PreTrainedTokenizerFast,
+    train: PackedBlocks,
+    train_count: PackingCount,
+    heldout: PackedBlocks,
+    heldout_count: PackingCount,
+) -> dict[str, Any]:
+    return {
         **source.describe(),
         "block_size": config.block_size,
         "vocab_size": len(tokenizer),
@@ -191,7 +251,6 @@ def _pack(
         "bytes_per_token": round(heldout_count.bytes / heldout_count.tokens, 4),
         "versions": _versions(),
     }
-    return train, heldout, tokenizer, info
 
 
 def _require(packed: PackedBlocks, count: PackingCount, blocks: int, part: str, remedies: str) -> None:
@@ -224,6 +283,7 @@ def _versions() -> dict[str, str]:
 def _key(config: DataConfig, source: Source, blocks: int) -> str:
     settings = asdict(config)
     del settings["data_files"]  # their names, sizes and times are in the source's identity
+    del settings["mixture"]  # its content is in the source's identity
     if not settings["special_tokens"]:
         del settings["special_tokens"]  # what was packed before there were any keeps its key
     if config.tokenizer is not None and Path(config.tokenizer).is_dir():
@@ -239,7 +299,7 @@ def _save(
     heldout.save(folder / "heldout")
     tokenizer.save_pretrained(folder / "tokenizer")
     record = {
-        "data_hash": _data_hash(train, heldout),
+        "data_hash": _data_hash(train, heldout, info),
         # Of what is read back: some tokenizers of the Hub change a little on their way through a folder.
         "tokenizer_hash": tokenizer_hash(load_tokenizer(str(folder / "tokenizer"))),
         "info": info,
@@ -251,11 +311,13 @@ def _load(folder: Path) -> PackedData:
     record = json.loads((folder / "data.json").read_text(encoding="utf-8"))
     train, heldout = PackedBlocks.load(folder / "train"), PackedBlocks.load(folder / "heldout")
     tokenizer = load_tokenizer(str(folder / "tokenizer"))
-    hashes = (_data_hash(train, heldout), tokenizer_hash(tokenizer))
+    hashes = (_data_hash(train, heldout, record["info"]), tokenizer_hash(tokenizer))
     if hashes != (record["data_hash"], record["tokenizer_hash"]):
         raise DataError("its blocks or its tokenizer are not those that were written")
     return PackedData(train, heldout, tokenizer, *hashes, record["info"])
 
 
-def _data_hash(train: PackedBlocks, heldout: PackedBlocks) -> str:
-    return hashlib.sha256(f"{train.sha256} {heldout.sha256}".encode()).hexdigest()
+def _data_hash(train: PackedBlocks, heldout: PackedBlocks, info: dict[str, Any]) -> str:
+    """Return the hash that every record of a run keeps: of the blocks, and of the mix that they come from."""
+    mixture = f" {info['mixture']['sha256']}" if "mixture" in info else ""
+    return hashlib.sha256(f"{train.sha256} {heldout.sha256}{mixture}".encode()).hexdigest()

@@ -53,6 +53,16 @@ def open_source(config: DataConfig, *, cache_dir: Any = None, progress: bool = T
         ConfigurationError: both files and a data set are named, or a setting belongs to another source.
         DataError: a file is missing or of an unknown format.
     """
+    if config.mixture is not None:
+        from hf_muscaling.data.mixture import read_mixture
+        from hf_muscaling.data.mixture_packing import MixtureSource
+
+        chosen = (config.dataset_config, config.dataset_revision, config.heldout_split)
+        if config.data_files or config.dataset != "embedded" or any(chosen):
+            raise ConfigurationError(
+                "a mixture names its own data sets, files and splits: give mixture (--mixture) or those, not both"
+            )
+        return MixtureSource(read_mixture(config.mixture))
     if config.data_files:
         if config.dataset != "embedded":
             raise ConfigurationError(
@@ -159,17 +169,17 @@ class FileSource:
     def _read(self, path: Path) -> Iterator[Document]:
         import datasets
 
-        kind = _format(path)
+        kind = file_format(path)
         options: dict[str, Any] = {"keep_linebreaks": True} if kind == "text" else {}
         if kind == "csv" and ".tsv" in path.suffixes:
             options["sep"] = "\t"
         try:
             rows = datasets.load_dataset(kind, data_files=[str(path)], split="train", streaming=True, **options)
-            texts = (row["text"] for row in rows) if kind == "text" else _column(rows, self.text_column, path.name)
+            texts = (row["text"] for row in rows) if kind == "text" else column_texts(rows, self.text_column, path.name)
             empty = True
             for text in _pieces(texts) if kind == "text" else texts:
                 empty = False
-                yield _document(text)
+                yield document_of(text)
         except (DataError, GeneratorExit):
             raise
         except Exception as error:  # datasets raises what its readers raise: pyarrow, pandas, zlib, Unicode, …
@@ -197,10 +207,10 @@ class HubSource:
         if part == "heldout":
             # In the order of the stream: shuffling one document in 20 would read 200,000 of them.
             if self.heldout_split:
-                return _without_repeats(self._read(self.heldout_split))
+                return without_repeats(self._read(self.heldout_split))
             return _side(self._read(self.split), "heldout")
         if self.heldout_split:
-            return shuffled(_without_repeats(self._read(self.split)), seed)
+            return shuffled(without_repeats(self._read(self.split)), seed)
         return shuffled(_side(self._read(self.split), "train"), seed)
 
     def sample(self) -> Iterator[Document]:
@@ -233,20 +243,20 @@ class HubSource:
             return None
         from huggingface_hub import HfApi
 
-        with _hub_errors(self._where, self.split):
+        with hub_errors(self._where, self.split):
             return HfApi().dataset_info(self.dataset, revision=self.revision).sha
 
     def _read(self, split: str) -> Iterator[Document]:
         import datasets
 
-        with _hub_errors(self._where, split):
+        with hub_errors(self._where, split):
             rows = datasets.load_dataset(self.dataset, self.config, revision=self.commit, split=split, streaming=True)
-            for text in _column(rows, self.text_column, self._where):
-                yield _document(text)
+            for text in column_texts(rows, self.text_column, self._where):
+                yield document_of(text)
 
 
 @contextmanager
-def _hub_errors(where: str, split: str) -> Iterator[None]:
+def hub_errors(where: str, split: str) -> Iterator[None]:
     """Turn what `datasets` and the Hub's client raise into errors that say what to do."""
     from datasets.exceptions import DatasetNotFoundError
     from huggingface_hub.errors import RepositoryNotFoundError, RevisionNotFoundError
@@ -286,13 +296,14 @@ def find_files(patterns: Iterable[str]) -> tuple[Path, ...]:
             )
         found.update(matches)
     for path in sorted(found):
-        _format(path)
+        file_format(path)
         if path.stat().st_size == 0:
             raise DataError(f"data file {path.name} is empty (0 bytes); remove it from data_files")
     return tuple(sorted(found))
 
 
-def _format(path: Path) -> str:
+def file_format(path: Path) -> str:
+    """Return the builder of `datasets` that reads a file. Raises DataError for an unknown ending."""
     suffixes = [suffix.lower() for suffix in path.suffixes]
     if suffixes and suffixes[-1] in COMPRESSIONS:
         suffixes.pop()
@@ -304,7 +315,7 @@ def _format(path: Path) -> str:
     return FORMATS[suffixes[-1]]
 
 
-def _column(rows: Iterable[dict[str, Any]], column: str, where: str) -> Iterator[str]:
+def column_texts(rows: Iterable[dict[str, Any]], column: str, where: str) -> Iterator[str]:
     """Yield the texts of one column; empty ones and nulls are left out."""
     for row in rows:
         if column not in row:
@@ -339,17 +350,18 @@ def _pieces(lines: Iterable[str]) -> Iterator[str]:
         yield "".join(piece).strip("\n")
 
 
-def _document(text: str) -> Document:
+def document_of(text: str) -> Document:
+    """Return a text as a document that is named by its own hash."""
     # A lone surrogate, which JSON can spell, has no UTF-8.
     content = text.encode("utf-8", errors="replace")
     return Document(hashlib.sha256(content).hexdigest(), content.decode())
 
 
 def _side(documents: Iterable[Document], part: str) -> Iterator[Document]:
-    return _without_repeats(document for document in documents if is_heldout(document.name) == (part == "heldout"))
+    return without_repeats(document for document in documents if is_heldout(document.name) == (part == "heldout"))
 
 
-def _without_repeats(documents: Iterable[Document]) -> Iterator[Document]:
+def without_repeats(documents: Iterable[Document]) -> Iterator[Document]:
     """Leave out documents that came before; a document without a name of its own is named by the hash of its text."""
     seen: set[int] = set()
     for document in documents:

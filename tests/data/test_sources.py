@@ -85,7 +85,7 @@ def test_odd_texts(tmp_path):
     path.write_text("".join(json.dumps({"text": row}) + "\n" for row in rows), "utf-8")
     read = everything(FileSource((path,)))
     assert sorted(read) == ["a\0b", "naïve 模型 🙂"]
-    assert module._document("half \ud83d of a pair").text == "half ? of a pair"  # it has no UTF-8
+    assert module.document_of("half \ud83d of a pair").text == "half ? of a pair"  # it has no UTF-8
 
 
 def test_find_files_globs_once_sorted(tmp_path):
