@@ -125,14 +125,14 @@ def packed_counts(folder: Path) -> dict[str, dict[str, int]]:
 def _resume(stream: MixtureStream, folder: Path, size: int) -> int:
     """Load the journal's place into the stream, cut the files there, and return how many blocks there are."""
     journal, files = folder / "journal.json", {"tokens.bin": size, "domains.bin": 1}
+    done = 0
     try:
-        entry = json.loads(journal.read_text(encoding="utf-8"))
+        entry = json.loads(journal.read_text(encoding="utf-8")) if journal.exists() else {"blocks": 0, "stream": None}
         done = int(entry["blocks"])
-        if any((folder / name).stat().st_size < done * each for name, each in files.items()):
+        if done and any((folder / name).stat().st_size < done * each for name, each in files.items()):
             raise DataError("its files are shorter than its journal says")
-        stream.load_state_dict(entry["stream"])
-    except FileNotFoundError:
-        done = 0
+        if entry["stream"] is not None:
+            stream.load_state_dict(entry["stream"])
     except (OSError, ValueError, KeyError, TypeError, DataError, ConfigurationError) as error:
         logger.warning("the packing that was interrupted cannot go on (%s); it begins anew", error)
         journal.unlink(missing_ok=True)

@@ -45,27 +45,32 @@ def open_rows(domain: Domain, part: str = "train") -> datasets.IterableDataset:
     """Return a domain's rows, streamed. Raises DataError as a Hub source does."""
     import datasets
 
-    if not domain.dataset:
-        files = domain.local_files
+    with _source_errors(domain):
+        if not domain.dataset:
+            files = domain.local_files
+            return datasets.load_dataset(
+                file_format(files[0]), data_files=[str(path) for path in files], split="train", streaming=True
+            )
+        split = domain.heldout_split if part == "heldout" and domain.heldout_split else domain.split
         return datasets.load_dataset(
-            file_format(files[0]), data_files=[str(path) for path in files], split="train", streaming=True
-        )
-    split = domain.heldout_split if part == "heldout" and domain.heldout_split else domain.split
-    return datasets.load_dataset(
-        domain.dataset, domain.config, revision=domain.revision, split=split, streaming=True,
-        data_files=list(domain.files) or None,
-    )  # fmt: skip
+            domain.dataset, domain.config, revision=domain.revision, split=split, streaming=True,
+            data_files=list(domain.files) or None,
+        )  # fmt: skip
 
 
 @contextmanager
-def _file_errors(where: str) -> Iterator[None]:
+def _source_errors(domain: Domain) -> Iterator[None]:
+    if domain.dataset:
+        with hub_errors(domain.where, domain.split):
+            yield
+        return
     try:
         yield
     except (DataError, GeneratorExit):
         raise
     except Exception as error:  # datasets raises what its readers raise: pyarrow, pandas, zlib, Unicode, …
         raise DataError(
-            f"{where} cannot be read ({type(error).__name__}: {str(error)[:300]}); check its files and their endings"
+            f"{domain.where} cannot be read ({type(error).__name__}: {str(error)[:300]}); check its files and endings"
         ) from error
 
 
@@ -85,19 +90,20 @@ class DomainReader:
         shards: int,
         window: int = SHUFFLE_WINDOW,
         exclude: Collection[str] = (),
+        rows: datasets.IterableDataset | None = None,
     ) -> None:
         self.domain, self.part, self.seed, self.window, self.exclude = domain, part, seed, window, exclude
-        self._shard, self._shards = shard, shards
+        self._shard, self._shards, self._rows = shard, shards, rows
         self.state: dict[str, Any] = {"rows": None, "row": 0}
 
     def windows(self, state: dict[str, Any] | None = None) -> Iterator[list[Document]]:
         """Yield window after window of this shard's documents, from the window that `state` begins."""
         domain = self.domain
-        with hub_errors(domain.where, domain.split) if domain.dataset else _file_errors(domain.where):
-            rows = open_rows(domain, self.part)
-            every = self._shards
-            if every > 1 and rows.num_shards >= every:  # whole files, else one row in V of all
-                rows, every = rows.shard(every, self._shard, contiguous=False), 1
+        rows = open_rows(domain, self.part) if self._rows is None else self._rows
+        with _source_errors(domain):
+            every = self._shards if rows.num_shards < self._shards else 1
+            # Whole files where there are enough; else one row in V of all. Either way an iterator of its own.
+            rows = rows.shard(self._shards // every, self._shard // every, contiguous=False)
             row = 0
             if state is not None:
                 row = state["row"]
@@ -259,10 +265,11 @@ class MixtureStream(torch.utils.data.IterableDataset):
         part, seed, window = self._settings
         proportions = [domain.proportion for domain in self.mixture.domains]
         self._shards = {}
+        opened = [open_rows(domain, part) for domain in self.mixture.domains]  # once: the Hub is asked for its files
         for shard in self._mine:
             readers = [
-                DomainReader(domain, part, seed, shard, self.mixture.shards, window, self._exclude)
-                for domain in self.mixture.domains
+                DomainReader(domain, part, seed, shard, self.mixture.shards, window, self._exclude, rows)
+                for domain, rows in zip(self.mixture.domains, opened, strict=True)
             ]
             self._shards[shard] = _Shard(readers, self.tokenizer, proportions, self._resume.get(str(shard)))
         self._resume = {}
