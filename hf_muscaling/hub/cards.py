@@ -98,5 +98,6 @@ def links(references: Sequence[str], kind: str = "") -> list[dict[str, str]]:
     for reference in references:
         repo_id, revision = split_reference(reference)
         page = f"{constants.ENDPOINT}/{kind}{repo_id}"
-        found.append({"reference": reference, "url": f"{page}/tree/{revision}" if revision else page})
+        short = f"{repo_id}@{revision[:7]}" if revision else repo_id  # the address holds the whole revision
+        found.append({"reference": reference, "short": short, "url": f"{page}/tree/{revision}" if revision else page})
     return found

@@ -281,3 +281,16 @@ def test_train_push_wipe_pull_predict_generate(hub, tmp_path, monkeypatch):
     assert (loss, low, high) == (stored["loss"], stored["low"], stored["high"])
     assert runs == len(config.widths) + 1 and length > 8
     assert HfApi(endpoint=hub.url).model_info("me/tiny-law").library_name == "hf_muscaling"
+
+
+def test_every_relative_link_and_image_of_a_card_is_in_its_folder(tmp_path):
+    """Of the law's and the series' cards without a Hub; the proxies' are seen in the push above."""
+    from hf_muscaling.hub.laws import law_files
+    from hf_muscaling.hub.series import series_files
+
+    for files in (law_files(small_law(), "me/law"), series_files(small_series(), "me/series", landscape=b"\x89PNG")):
+        text = ModelCard(files["README.md"].decode(), ignore_metadata_errors=True).text
+        targets = [found.target for found in (*images(text), *links(text))]
+        assert targets and {target for target in targets if "://" not in target} <= set(files)
+        widest = max(len(table[0]) for table in tables(text))
+        assert widest <= 9

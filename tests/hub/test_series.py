@@ -73,7 +73,7 @@ def test_the_card(hub):
     files = [{"split": "train", "path": "runs.parquet"}]
     assert card.data.to_dict()["configs"] == [{"config_name": "default", "data_files": files}]
     (runs,) = tables(card.text)
-    assert len(runs) == 1 + len(series) and runs[1][-1] == "diverged" and runs[1][0] == "`w0016-lr9-s0-11111111`"
+    assert len(runs) == 1 + len(series) and runs[1][5] == "diverged" and runs[1][-1] == "`w0016-lr9-s0-11111111`"
     assert [i.target for i in images(card.text)] == ["curves.png"]
     assert "d" * 64 in card.text and 'role == "proxy"' in card.text
 
