@@ -211,7 +211,9 @@ class MixtureStream(torch.utils.data.IterableDataset):
 
     `state_dict()` is the place after the last block yielded, JSON-able; `load_state_dict` makes the next iteration go
     on there. The states of all ranks at the same step, merged by `merge_states`, fit any number of ranks. In a
-    DataLoader use no workers (num_workers=0): a worker keeps the state to itself.
+    DataLoader use no workers (num_workers=0): a worker keeps the state to itself. Ranks are for loops of your own: a
+    Trainer shares out the batches of one stream by itself (leave rank and world_size alone), and resumes by reading
+    past what was seen.
 
     Example:
         >>> stream = MixtureStream(read_mixture("c4"), tokenizer, 2048)  # doctest: +SKIP

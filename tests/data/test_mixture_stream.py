@@ -202,6 +202,31 @@ def test_a_data_loader_reads_the_stream(open_stream):
         next(iter(two))
 
 
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore")
+def test_a_trainer_reads_the_stream(open_stream, tokenizer, tmp_path):
+    """And sees the stream's own blocks in their order."""
+    from hf_muscaling import MuLlamaConfig, MuLlamaForCausalLM, MuTrainer, MuTrainingArguments
+
+    config = MuLlamaConfig(
+        vocab_size=len(tokenizer), hidden_size=16, intermediate_size=32, num_attention_heads=2, num_hidden_layers=1,
+        max_position_embeddings=SIZE,
+    )  # fmt: skip
+    seen = []
+
+    class Watching(MuTrainer):
+        def compute_loss(self, model, inputs, *args, **options):
+            seen.extend(inputs["input_ids"].tolist())
+            return super().compute_loss(model, inputs, *args, **options)
+
+    args = MuTrainingArguments(
+        output_dir=str(tmp_path), max_steps=5, per_device_train_batch_size=4, learning_rate=1e-2, report_to="none",
+        use_cpu=True, save_strategy="no", disable_tqdm=True,
+    )  # fmt: skip
+    trained = Watching(MuLlamaForCausalLM(config), args, train_dataset=open_stream()).train()
+    assert trained.training_loss > 0 and seen == [ids for _, _, ids in take(open_stream(), 20)]
+
+
 def test_a_domain_that_ends_is_named(root, tokenizer, tmp_path):
     (tmp_path / "mix.yaml").write_text(
         f"domains: {{few: {{proportion: 9, files: few.jsonl}}, books: {{proportion: 91, files: {root}/books.jsonl}}}}"
