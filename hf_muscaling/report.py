@@ -179,7 +179,7 @@ def _beyond(result: "ExperimentResult") -> float:
 
 def _shown(value: object) -> str:
     if isinstance(value, dict):
-        return ", ".join(f"{k} {_shown(v)}" for k, v in value.items())
+        return ", ".join(f"{k} ({_shown(v)})" if isinstance(v, dict) else f"{k} {_shown(v)}" for k, v in value.items())
     if isinstance(value, (list, tuple)):
         return ", ".join(map(_shown, value))
     return f"{value:,}" if isinstance(value, int) and not isinstance(value, bool) else str(value)

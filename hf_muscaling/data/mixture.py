@@ -114,10 +114,12 @@ class Mixture:
             )
 
     def record(self) -> dict[str, Any]:
-        """Return a JSON-able description for records."""
+        """Return a JSON-able description for records, without what was not given."""
+        track = {"track": self.track} if self.track else {}
+        domains = {d.name: {k: v for k, v in d.record().items() if v not in (None, [])} for d in self.domains}
         return {
-            "name": self.name, "sha256": self.sha256, "track": self.track, "shards": self.shards,
-            "proportions_given_sum_to": self.given_sum, "domains": {d.name: d.record() for d in self.domains},
+            "name": self.name, "sha256": self.sha256, **track, "shards": self.shards,
+            "proportions_given_sum_to": self.given_sum, "domains": domains,
         }  # fmt: skip
 
 
@@ -259,7 +261,7 @@ def schedule(proportions: list[Fraction], counts: list[int] | None = None) -> It
     Example:
         >>> from itertools import islice
         >>> list(islice(schedule([Fraction(3, 4), Fraction(1, 4)]), 8))
-        [0, 1, 0, 0, 0, 1, 0, 0]
+        [0, 0, 1, 0, 0, 0, 1, 0]
     """
     from math import lcm
 

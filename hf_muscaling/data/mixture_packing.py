@@ -117,6 +117,16 @@ def total(counts: dict[str, dict[str, int]]) -> PackingCount:
     return PackingCount(*(sum(domain[name] for domain in counts.values()) for name in ("documents", "bytes", "tokens")))
 
 
+def bytes_per_token(counts: dict[str, dict[str, int]]) -> float:
+    """Return the mean over the blocks of their domains' bytes per token.
+
+    The sums over the documents would be wrong: a long document counts there wholly that reaches beyond its last block.
+    """
+    used = [domain for domain in counts.values() if domain["blocks"]]
+    bytes_ = sum(domain["blocks"] * domain["bytes"] / domain["tokens"] for domain in used)
+    return round(bytes_ / sum(domain["blocks"] for domain in used), 4)
+
+
 def packed_counts(folder: Path) -> dict[str, dict[str, int]]:
     """Return what went into the blocks that `pack_mixture` wrote, by domain."""
     return json.loads((folder / "journal.json").read_text(encoding="utf-8"))["counts"]
@@ -127,7 +137,9 @@ def _resume(stream: MixtureStream, folder: Path, size: int) -> int:
     journal, files = folder / "journal.json", {"tokens.bin": size, "domains.bin": 1}
     done = 0
     try:
-        entry = json.loads(journal.read_text(encoding="utf-8")) if journal.exists() else {"blocks": 0, "stream": None}
+        entry: dict[str, Any] = {"blocks": 0, "stream": None}
+        if journal.exists():
+            entry = json.loads(journal.read_text(encoding="utf-8"))
         done = int(entry["blocks"])
         if done and any((folder / name).stat().st_size < done * each for name, each in files.items()):
             raise DataError("its files are shorter than its journal says")

@@ -14,7 +14,14 @@ from typing import TYPE_CHECKING, Any
 
 from hf_muscaling.data.cache import cache_folder, digest, make_folder, new_folder, remove_folder
 from hf_muscaling.data.corpus import DOMAINS, Document
-from hf_muscaling.data.mixture_packing import MixtureSource, heldout_mixture, pack_mixture, packed_counts, total
+from hf_muscaling.data.mixture_packing import (
+    MixtureSource,
+    bytes_per_token,
+    heldout_mixture,
+    pack_mixture,
+    packed_counts,
+    total,
+)
 from hf_muscaling.data.mixture_stream import MixtureStream
 from hf_muscaling.data.packing import PackedBlocks, PackingCount, pack_documents
 from hf_muscaling.data.sources import Source, open_source
@@ -181,7 +188,8 @@ def _pack_mixture(
     train = pack_mixture(stream, blocks, working, "Training" if progress else None)
     train_counts, heldout_counts = packed_counts(working), other.counts()
     info = _info(config, source, tokenizer, train, total(train_counts), heldout, total(heldout_counts))
-    info["train"]["per_domain"], info["heldout"]["per_domain"] = train_counts, heldout_counts
+    info["bytes_per_token"] = bytes_per_token(heldout_counts)
+    info["train"]["documents_read"], info["heldout"]["documents_read"] = train_counts, heldout_counts
     return train, heldout, tokenizer, info
 
 

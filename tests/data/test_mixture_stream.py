@@ -298,12 +298,25 @@ def test_a_packed_mix(packed, config, root):
     train, held = (set(found_in(data.tokenizer, b.blocks.reshape(-1))) for b in (data.train, data.heldout))
     assert len(train) > 60 and len(held) > 5 and not train & held
     assert data.info["mixture"]["sha256"] == read_mixture(config.mixture).sha256
-    assert str(root) not in json.dumps(data.info) and data.info["train"]["per_domain"]["web"]["documents"] > 30
+    assert str(root) not in json.dumps(data.info) and data.info["train"]["documents_read"]["web"]["documents"] > 30
     short = prepare_data(config, 3_200, cache_dir=cache, progress=False)
     assert np.array_equal(short.train.blocks, data.train.blocks[:200]) and short.heldout.sha256 == data.heldout.sha256
     again = prepare_data(config, 12_800, cache_dir=cache, progress=False)
     assert (again.data_hash, again.info) == (data.data_hash, data.info)
     assert isinstance(again.train.blocks, np.memmap) and not [p for p in (cache / "packing").iterdir() if p.is_dir()]
+
+
+def test_bytes_per_token_is_of_the_blocks(packed):
+    """What the held-out blocks hold, counted; the books' documents reach far beyond their blocks."""
+    data, _ = packed
+    text = data.tokenizer.decode(data.heldout.blocks.reshape(-1), skip_special_tokens=True)
+    held = len(text.encode()) / data.heldout.tokens
+    assert data.info["bytes_per_token"] == pytest.approx(held, rel=0.02)
+    counts = {
+        "books": {"blocks": 10, "documents": 1, "bytes": 900_000, "tokens": 100_000},  # a tenth of the blocks
+        "code": {"blocks": 90, "documents": 9, "bytes": 1440, "tokens": 1440},
+    }
+    assert packing.bytes_per_token(counts) == 1.8  # over the documents it would be 8.9
 
 
 def test_the_data_hash_of_every_record_covers_the_mix(packed, config, root, tmp_path):
