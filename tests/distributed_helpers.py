@@ -39,6 +39,15 @@ def launch(script: str, case: str, folder: Path, processes: int = 2, launcher: l
     return [json.loads(f.read_text()) for f in files]
 
 
+def write_record(out: str, result: dict) -> None:
+    """Write what this process found, and wait until all have: one that aborts at exit makes the launcher stop the rest."""
+    import torch.distributed as dist
+
+    Path(f"{out}.{os.environ['RANK']}").write_text(json.dumps(result))
+    if dist.is_initialized():
+        dist.barrier()
+
+
 def examples(count, masked=False):
     """Return blocks whose first token is their number, with next-token or a growing number of masked targets."""
     import torch

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.distributed_helpers import launch
+from tests.distributed_helpers import launch, write_record
 from tests.test_distributed_training import make_trainer
 
 MODEL = ("bert", True)  # its weight and its bias are tied
@@ -74,7 +74,7 @@ def main():
             f"{writer} {reader}": rest(folder / f"{writer}-{reader}-4", checkpoints[writer], **LAYOUTS[reader])
             for writer, reader in (("one", "full"), ("full", "full"), ("sharded", "sharded"), ("full", "ddp"))
         }
-    Path(f"{options.out}.{os.environ['RANK']}").write_text(json.dumps(result))
+    write_record(options.out, result)
 
 
 @pytest.fixture(scope="module")

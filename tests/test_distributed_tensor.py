@@ -4,13 +4,12 @@ This file is also the script that the processes run.
 """
 
 import argparse
-import json
 import os
 from pathlib import Path
 
 import pytest
 
-from tests.distributed_helpers import accelerate_launch, examples, launch
+from tests.distributed_helpers import accelerate_launch, examples, launch, write_record
 from tests.test_distributed_training import FSDP, STEPS, alone, make_trainer
 
 
@@ -69,7 +68,7 @@ def main():
     result = {str(tied): split_curve(folder, tied, fsdp_size) for tied in (False, True)[fsdp_size - 1 :]}
     if fsdp_size == 1:
         result["refusals"] = refusals(folder)
-    Path(f"{options.out}.{os.environ['RANK']}").write_text(json.dumps(result))
+    write_record(options.out, result)
 
 
 def check(ranks, folder, fsdp_size):

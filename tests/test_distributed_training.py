@@ -4,14 +4,13 @@ This file is also the script that the processes run: `torchrun … test_distribu
 """
 
 import argparse
-import json
 import os
 from functools import cache
 from pathlib import Path
 
 import pytest
 
-from tests.distributed_helpers import accelerate_launch, examples, launch
+from tests.distributed_helpers import accelerate_launch, examples, launch, write_record
 
 pytestmark = pytest.mark.slow
 
@@ -119,7 +118,7 @@ def main():
         # without a code generator, which takes a minute; what it wraps and renames is the same
         result["compiled"] = curve("llama", True, folder, torch_compile_backend="aot_eager", **settings)
         result["flat"] = curve("llama", False, folder, base=flat_trainer(), **settings)
-    Path(f"{options.out}.{rank}").write_text(json.dumps(result))
+    write_record(options.out, result)
 
 
 @pytest.fixture(scope="module")

@@ -4,13 +4,11 @@ This file is also the script that the processes run: `torchrun … test_trainer_
 """
 
 import argparse
-import json
-import os
 from pathlib import Path
 
 import pytest
 
-from tests.distributed_helpers import examples, launch
+from tests.distributed_helpers import examples, launch, write_record
 
 pytestmark = pytest.mark.slow
 
@@ -110,7 +108,7 @@ def main():
         result["epoch"] = one_epoch(folder, 4)
     else:
         result = sharded(folder)
-    Path(f"{options.out}.{os.environ['RANK']}").write_text(json.dumps(result))
+    write_record(options.out, result)
 
 
 @pytest.fixture(scope="module")
