@@ -40,7 +40,7 @@ def launch(script: str, case: str, folder: Path, processes: int = 2, launcher: l
 
 
 def write_record(out: str, result: dict) -> None:
-    """Write what this process found, and wait until all have: one that aborts at exit makes the launcher stop the rest."""
+    """Write what this process found and wait until all have: one that aborts at exit stops the rest."""
     import torch.distributed as dist
 
     Path(f"{out}.{os.environ['RANK']}").write_text(json.dumps(result))
