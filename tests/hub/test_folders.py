@@ -7,12 +7,13 @@ import sys
 from pathlib import Path
 
 import pytest
-from huggingface_hub import HfApi, ModelCard
+from huggingface_hub import HfApi, ModelCard, snapshot_download
 
 from hf_muscaling import PowerLaw, Series
 from hf_muscaling.cli import main
 from hf_muscaling.errors import ConfigurationError, HubError, RecordError
 from hf_muscaling.hub.folders import pull_experiment, push_experiment
+from tests.browser import browser, driver  # noqa: F401  fixtures
 from tests.hub.conftest import environment
 from tests.hub.helpers import WIDTHS, experiment_folder, small_law, small_run, small_series
 from tests.hub.markdown import images, links, tables
@@ -247,8 +248,10 @@ def test_a_series_that_would_be_shared_is_checked_before_it_trains(hub, tmp_path
 
 
 @pytest.mark.slow
-def test_train_push_wipe_pull_predict_generate(hub, tmp_path, monkeypatch):
-    """Two machines: one trains and pushes with one command, the other has only the Hub; the numbers are the same."""
+def test_train_push_wipe_pull_predict_generate(hub, tmp_path, monkeypatch, request):
+    """Two machines: one trains and pushes with one command, the other has only the Hub; the numbers are the same, in
+    Python to the last bit and in the Space's page, where there is a browser.
+    """
     monkeypatch.setenv("HF_MUSCALING_CACHE", str(tmp_path / "cache"))
     config = tiny_experiment(tmp_path, learning_rates=[1e-2], verify=True, push_to_hub="me/tiny", hub_private_repo=True)
     assert main(["run-series", *flags(config)]) == 0
@@ -259,6 +262,7 @@ def test_train_push_wipe_pull_predict_generate(hub, tmp_path, monkeypatch):
     for (kind, _), repo in hub.repos.items():
         ModelCard(repo.files["README.md"].decode(), ignore_metadata_errors=True).validate(repo_type=kind)
     stored = json.loads((Path(config.output_dir) / "prediction.json").read_text())
+    assert main(["space", config.output_dir, "--output", str(tmp_path / "out" / "page"), "--push", "me/page"]) == 0
     shutil.rmtree(tmp_path / "out")
     shutil.rmtree(tmp_path / "cache")
     program = (
@@ -281,6 +285,14 @@ def test_train_push_wipe_pull_predict_generate(hub, tmp_path, monkeypatch):
     assert (loss, low, high) == (stored["loss"], stored["low"], stored["high"])
     assert runs == len(config.widths) + 1 and length > 8
     assert HfApi(endpoint=hub.url).model_info("me/tiny-law").library_name == "hf_muscaling"
+    page = snapshot_download("me/page", repo_type="space", local_dir=tmp_path / "page")
+    shown = request.getfixturevalue("browser")  # skips here without one, all else checked
+    shown.open(Path(page) / "index.html")
+    shown.choose("design", "any")
+    shown.type("size", str(stored["N"]))
+    found = [shown.value(name) for name in ("loss", "low", "high")]
+    assert found == pytest.approx([loss, low, high], rel=1e-7)
+    assert shown.complaints() == []
 
 
 def test_every_relative_link_and_image_of_a_card_is_in_its_folder(tmp_path):
