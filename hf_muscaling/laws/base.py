@@ -33,7 +33,8 @@ FAR = 10.0  #: times beyond the fitted range past which `predict` warns
 
 def check_level(level: Any) -> float:
     """A confidence level, or `ConfigurationError` unless it lies between 0 and 1."""
-    if isinstance(level, (bool, str)) or not 0 < level < 1:
+    number = isinstance(level, (int, float, np.number)) and not isinstance(level, bool)
+    if not number or not 0 < level < 1:
         raise ConfigurationError(f"level={level!r} must lie between 0 and 1, for example 0.9.")
     return float(level)
 
@@ -151,7 +152,7 @@ class ScalingLaw(SharedLaw, ABC):
         columns, self.selection_ = self._selected(table)
         params, value = self._estimate(columns)
         self._set(columns, params, value)
-        for message in self._weaknesses():
+        for message in (*self._weaknesses(), *self._strays()):
             warnings.warn(message, IdentificationWarning, stacklevel=2)
         return self
 
@@ -165,7 +166,11 @@ class ScalingLaw(SharedLaw, ABC):
         self._check_fitted()
         level = check_level(level)
         points = self._points(at)
-        shape = np.broadcast_shapes(*(v.shape for v in points.values()))
+        try:
+            shape = np.broadcast_shapes(*(v.shape for v in points.values()))
+        except ValueError:
+            shapes = ", ".join(f"{name} {v.shape}" for name, v in points.items())
+            raise ConfigurationError(f"predict() got arrays that do not go together: {shapes}.") from None
         flat = {name: np.broadcast_to(v, shape).ravel() for name, v in points.items()}
         loss = np.asarray(self.loss(*flat.values(), *self.params_.values()), float)
         low, high = self._interval(flat, level)
@@ -240,8 +245,23 @@ class ScalingLaw(SharedLaw, ABC):
             f"{100 * float(np.max(np.abs(own.errors))):.2f} %",
         ]
         lines += [f"  {n} from {lo:.4g} to {hi:.4g} ({self.units[n]})" for n, (lo, hi) in self.range_.items()]
-        lines += [f"  note: {message}" for message in self._weaknesses()]
+        lines += [f"  note: {message}" for message in (*self._weaknesses(), *self._strays())]
         return "\n".join(lines)
+
+    def _strays(self) -> list[str]:
+        """A row that is off by a factor of two or more, which no run of a law is: a wrong unit or a failed run."""
+        at = [self._columns[column] for column in self.columns.values()]
+        with np.errstate(all="ignore"):
+            fit = np.asarray(self.loss(*at, **self.params_), float)
+            off = np.abs(np.log(fit / self._columns["loss"]))
+        row = int(np.nanargmax(off)) if np.isfinite(off).any() else 0
+        if not off[row] > np.log(2):
+            return []
+        where = ", ".join(f"{name} = {v[row]:.4g}" for name, v in zip(self.variables, at, strict=True))
+        return [
+            f"The run at {where} has loss {self._columns['loss'][row]:.4g} where the law says {fit[row]:.4g}: check "
+            f"its units, or drop it."
+        ]
 
     def plot(self, kind: str = "fit", *, level: float = 0.9, reach: float = 10.0) -> Any:
         """A matplotlib figure: "fit" (the rows, the law with its interval, extrapolation shaded), "residuals", or

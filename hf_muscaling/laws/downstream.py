@@ -331,6 +331,13 @@ class DownstreamLaw(ScoreInterval):
                 f"The score does not follow the loss (rank correlation {rank:+.2f}): the law says little more than "
                 "their mean. Check that both belong to the same checkpoints, or take an easier task."
             )
+        below = int(
+            (score < p["chance"] - np.maximum(self._above(self._columns, p["chance"], p["ceiling"]), 0.02)).sum()
+        )
+        if 2 * below > len(score) or (below and self._columns.get("items") is None and below > 0.25 * len(score)):
+            found.append(
+                f"{below} of {len(score)} scores lie below chance={p['chance']:g}: state the task's own chance."
+            )
         if score.max() <= p["chance"] + np.max(self._above(self._columns, p["chance"], p["ceiling"])):
             found.append(f"No score is above chance ({p['chance']:g}): where it rises is not seen. Add larger models.")
         elif self.form == "linear" and self._bend() > 3:

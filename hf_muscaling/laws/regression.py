@@ -61,6 +61,9 @@ class RegressionLaw(ScalingLaw):
         fixed: Mapping[str, float] | None = None,
     ):
         super().__init__(objective, window, rows)
+        for name, given in (("prior", prior), ("fixed", fixed)):
+            if given is not None and not isinstance(given, Mapping):
+                raise ConfigurationError(f"{name}={str(given)[:40]!r} must be a mapping from parameters to values.")
         self.prior = {name: self._check_prior(name, value) for name, value in (prior or {}).items()}
         self.fixed = {name: self._check_fixed(name, value) for name, value in (fixed or {}).items()}
         both = set(self.prior) & set(self.fixed)
@@ -168,6 +171,11 @@ class RegressionLaw(ScalingLaw):
     def _refit(self, columns: Columns) -> tuple[dict[str, float], float]:
         """Parameters and objective, the law's form held as it is."""
         self._check_columns(columns)
+        if self.fixed.get("E", 0.0) >= columns["loss"].min():
+            raise FitError(
+                f"fixed['E'] = {self.fixed['E']:g} is no irreducible loss of these runs: the lowest reaches "
+                f"{columns['loss'].min():.4g}. Fix a smaller one, or leave it free."
+            )
         problem, origin = self._build(columns)
         starts = self._first(columns, problem, origin)
         if self.objective == "bayes":

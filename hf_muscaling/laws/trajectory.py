@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Mapping
 from dataclasses import replace
 from functools import cached_property
@@ -12,7 +13,7 @@ import numpy as np
 from ..errors import ConfigurationError, FitError
 from .annealing import STEEPEST, AnnealingProblem, row_weights
 from .answers import plain, positive
-from .base import ScalingLaw
+from .base import ExtrapolationWarning, ScalingLaw
 from .fitting import OBJECTIVES, minimise
 from .intervals import RollingErrors, drift_quantiles
 from .prediction import Evaluation, Prediction
@@ -137,8 +138,26 @@ class AnnealingLaw(ScalingLaw):
         if (steps > len(rates)).any() or (steps != np.rint(steps)).any():
             raise ConfigurationError(f"step={str(step)[:40]} must be whole steps of the schedule's {len(rates)}.")
         s1, s2 = (v[steps.astype(int) - 1] for v in areas(rates, self.params_["lambda_"]))
+        self._check_rates(rates, s1, s2)
         found = super().predict(level=level, S1=s1, S2=s2)
         return replace(found, at={"step": plain(steps), "lr": plain(rates[steps.astype(int) - 1]), **found.at})
+
+    def _check_rates(self, rates: np.ndarray, s1: np.ndarray, s2: np.ndarray) -> None:
+        """Warn of a peak rate or an annealing that no run had; raise `ConfigurationError` where the law breaks down."""
+        if not (self.loss(s1, s2, **self.params_) > 0).all():
+            raise ConfigurationError(
+                f"The law gives no loss > 0 for this schedule: its peak rate is {rates.max():.3g}, and one law "
+                f"describes one (annealing area S2 {s2.max():.3g}, fitted up to {self._columns['S2'].max():.3g})."
+            )
+        fitted = max((float(np.max(v)) for v in getattr(self, "_rates", {}).values()), default=np.inf)
+        most = max(float(self._columns["S2"].max()), 1e-300)
+        if rates.max() > 1.5 * fitted or s2.max() > 3 * most:
+            warnings.warn(
+                f"The schedule's peak rate is {rates.max():.3g} and its annealing area S2 {s2.max():.3g}; the runs had "
+                f"{fitted:.3g} and {most:.3g}. One law describes one peak rate: expect the interval not to hold.",
+                ExtrapolationWarning,
+                stacklevel=3,
+            )
 
     def solve(self, variable: str, *, loss: Any, **at: Any) -> Any:
         """The first step of a schedule whose predicted loss is at most `loss`: `solve("step", loss=3.1,

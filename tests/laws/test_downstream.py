@@ -313,3 +313,13 @@ def test_evaluation_and_plots():
     assert law.plot("residuals").axes[0].get_ylabel() == "measured - fitted, points"
     with pytest.raises(ConfigurationError, match="kind"):
         law.plot("contours")
+
+
+def test_a_chance_above_the_scores_is_pointed_out():
+    loss = np.linspace(2.2, 3.8, 12)
+    scores = {"loss": loss, "score": 0.25 + 0.7 / (1 + np.exp(4 * (loss - 2.8)))}
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        DownstreamLaw(chance=0.25).fit(scores)
+    with pytest.warns(UserWarning, match="6 of 12 scores lie below chance=0.5"):
+        DownstreamLaw(chance=0.5).fit(scores)

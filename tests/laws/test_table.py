@@ -5,8 +5,8 @@ import warnings
 import numpy as np
 import pytest
 
-from hf_muscaling.errors import FitError
-from hf_muscaling.laws import PowerLaw
+from hf_muscaling.errors import ConfigurationError, FitError
+from hf_muscaling.laws import ChinchillaLaw, PowerLaw
 from hf_muscaling.laws.table import read_table
 
 COLUMNS = {"N": [1e6, 2e6, 4e6], "loss": [3.0, 2.8, 2.7]}
@@ -129,3 +129,31 @@ def test_a_law_says_that_its_runs_mix_precisions(recwarn):
         law = PowerLaw(objective="least_squares").fit(mixed)
     assert "mixed precisions: 2 in bf16, 3 in fp32" in law.summary()
     assert "mixed precisions" in PowerLaw.from_json(law.to_json()).summary()
+
+
+def test_a_row_in_another_unit_is_pointed_out():
+    runs = [
+        {"N": n, "D": d, "loss": 1.8 + 480 / n**0.35 + 2100 / d**0.37}
+        for n in (5e7, 2e8, 8e8, 3e9)
+        for d in (1e9, 4e9, 1.6e10, 6e10)
+    ]
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        ChinchillaLaw().fit(runs)  # the control: nothing is said of sound runs
+    runs[12]["N"] = 1000.0  # millions by mistake
+    with pytest.warns(UserWarning, match=r"The run at N = 1000, D = 1e\+09 has loss .*check its units"):
+        ChinchillaLaw().fit(runs)
+
+
+def test_arguments_of_the_wrong_kind():
+    table = {"N": [1e7, 2e7, 4e7, 8e7], "loss": [4.0, 3.7, 3.5, 3.35]}
+    with pytest.raises(ConfigurationError, match="prior='x' must be a mapping"):
+        ChinchillaLaw(prior="x")
+    with pytest.raises(ConfigurationError, match="level=None must lie between 0 and 1"):
+        PowerLaw().fit(table).predict(N=1e9, level=None)
+    grid = [(n, d) for n in (5e7, 4e8, 3e9) for d in (1e9, 8e9, 6e10)]
+    runs = [{"N": n, "D": d, "loss": 1.8 + 480 / n**0.35 + 2100 / d**0.37} for n, d in grid]
+    with pytest.raises(ConfigurationError, match=r"arrays that do not go together: N \(3,\), D \(2,\)"):
+        ChinchillaLaw().fit(runs).predict(N=[1e9, 2e9, 3e9], D=[1e9, 2e9])
+    with pytest.raises(FitError, match="is no irreducible loss of these runs"):
+        ChinchillaLaw(fixed={"E": 50}).fit(runs)

@@ -3,6 +3,7 @@
 import copy
 import json
 import random
+import warnings
 
 import numpy as np
 import pytest
@@ -10,6 +11,7 @@ import pytest
 from hf_muscaling.errors import ConfigurationError, FitError, RecordError
 from hf_muscaling.laws import (
     AnnealingLaw,
+    ExtrapolationWarning,
     IdentificationWarning,
     PowerLaw,
     ScalingLaw,
@@ -326,3 +328,21 @@ def test_plots():
     assert "%" in law.plot("residuals").axes[0].get_ylabel()
     with pytest.raises(ConfigurationError, match="kind"):
         law.plot("contours")
+
+
+def test_a_peak_rate_that_no_run_had_is_pointed_out():
+    rows = []
+    for run in ("constant", "cooled"):
+        for step in range(200, 8001, 200):
+            cooling = run == "cooled" and step > 6000
+            rate = 3e-4 * ((8000 - step) / 2000 if cooling else 1)
+            loss = 2.8 + 0.6 * (3e-4 * step) ** -0.45 - (0.1 * (step - 6000) / 2000 if cooling else 0)
+            rows.append({"run_id": run, "step": step, "lr": rate, "loss": loss})
+    law = AnnealingLaw(lambda_=0.99).fit(rows)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", ExtrapolationWarning)
+        law.predict(schedule=cosine_schedule(20_000, 3e-4, warmup=500), step=20_000)
+    with pytest.warns(ExtrapolationWarning, match="One law describes one peak rate"):
+        law.predict(schedule=cosine_schedule(1500, 3e-3), step=1500)
+    with pytest.raises(ConfigurationError, match="gives no loss > 0 for this schedule: its peak rate is 0.03"):
+        law.predict(schedule=cosine_schedule(150, 3e-2), step=150)
