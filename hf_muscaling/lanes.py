@@ -18,7 +18,8 @@ from hf_muscaling.placement import RATE, Placement, assign, machine_memory, plac
 from hf_muscaling.progress import SeriesProgress
 from hf_muscaling.runs import Run
 from hf_muscaling.training import planned_name, recorded_run, train_run
-from hf_muscaling.workers import Task, Workers, packed
+from hf_muscaling.worker import packed
+from hf_muscaling.workers import Task, Workers
 
 WORKER_MEMORY = 6e8
 """Bytes that a process takes for its libraries."""
@@ -111,7 +112,7 @@ def train_phase(phase: Phase, mode: str, workers: Workers) -> list[Run]:
         try:
             shared = packed(("share", phase.train_dataset, phase.eval_dataset, phase.folder, phase.options))
             packed([job.config for job in phase.jobs])
-        except Exception as error:  # pickle raises what it likes
+        except Exception as error:  # pickling raises what it likes
             if mode == "apart":
                 raise ConfigurationError(
                     f"placement='apart' trains in other processes, where the data set, its collator, or the model "

@@ -1,10 +1,14 @@
-"""What a worker process does, and how a job gets into it: see `workers`. Light to import until the first job."""
+"""What a worker process does, and how a job gets into it: see `workers`. Light to import until the first job.
+
+Jobs hold objects (data sets, a collator), so they travel as `multiprocessing` sends them, through the anonymous pipe of
+a process that we started ourselves, and only towards it. What comes back is JSON. Neither ever is a file.
+"""
 
 import io
+import json
 import logging
 import mmap
 import os
-import pickle
 import queue
 import signal
 import threading
@@ -13,6 +17,7 @@ import traceback
 from collections.abc import Callable
 from dataclasses import fields
 from multiprocessing.connection import Connection
+from multiprocessing.reduction import ForkingPickler
 from typing import Any
 
 import numpy as np
@@ -21,17 +26,22 @@ import numpy as np
 def packed(message: object) -> bytes:
     """Return a message for a worker; memory-mapped arrays go by the name of their file.
 
-    Raises PicklingError, or what else pickle raises, for something that a worker could not rebuild: what is local to a
+    Raises TypeError, or what else pickling raises, for something that a worker could not rebuild: what is local to a
     function, or was defined in the script itself, which a worker does not import.
     """
     buffer = io.BytesIO()
-    _Pickler(buffer, protocol=pickle.HIGHEST_PROTOCOL).dump(message)
+    _Pickler(buffer).dump(message)
     if b"__main__" in (data := buffer.getvalue()):
-        raise pickle.PicklingError("something in it was defined in the script itself; move it to a module")
+        raise TypeError("something in it was defined in the script itself; move it to a module")
     return data
 
 
-class _Pickler(pickle.Pickler):
+def unpacked(message: bytes) -> Any:
+    """Return what `packed` packed: called in a worker, on what the process that started it sent."""
+    return ForkingPickler.loads(message)
+
+
+class _Pickler(ForkingPickler):
     def reducer_override(self, value: Any) -> Any:
         if isinstance(value, np.memmap) and isinstance(value.base, mmap.mmap):  # the whole map, not a part of it
             order = "F" if value.flags.f_contiguous and not value.flags.c_contiguous else "C"
@@ -66,7 +76,7 @@ def serve() -> None:
 
     def say(*message: object) -> None:
         try:
-            outbox.send_bytes(packed(message))
+            outbox.send_bytes(json.dumps(message).encode())
         except OSError:
             os._exit(0)  # nobody listens
 
@@ -77,13 +87,13 @@ def serve() -> None:
     shared: list[Any] = []
     while True:
         try:
-            kind, *content = pickle.loads(messages.get())
+            kind, *content = unpacked(messages.get())
             if kind == "share":
                 shared = content
             else:
-                say("done", _train(say, content, shared))
+                say("done", _train(say, content, shared).to_dict())
         except Exception as error:
-            say("failed", *_sendable(error))
+            say("failed", type(error).__name__, str(error), traceback.format_exc())
 
 
 def _train(say: Callable, job: list[Any], shared: list[Any]) -> Any:
@@ -129,9 +139,8 @@ class _Forward(logging.Handler):
         self.say = say
 
     def emit(self, record: logging.LogRecord) -> None:
-        """Send a record with its message filled in; its arguments may not be sendable."""
-        record.msg, record.args, record.exc_info = self.format(record), None, None
-        self.say("log", record)
+        """Send a record's logger, level and message."""
+        self.say("log", record.name, record.levelno, self.format(record))
 
 
 def _listen(inbox: Connection, messages: "queue.SimpleQueue[bytes]") -> None:
@@ -140,12 +149,3 @@ def _listen(inbox: Connection, messages: "queue.SimpleQueue[bytes]") -> None:
             messages.put(inbox.recv_bytes())
     except (EOFError, OSError):
         os._exit(0)  # who started us is gone, or is done with us
-
-
-def _sendable(error: Exception) -> tuple[Exception, str]:
-    text = traceback.format_exc()
-    try:
-        pickle.loads(packed(error))
-        return error, text
-    except Exception:
-        return RuntimeError(f"{type(error).__name__}: {error}"), text

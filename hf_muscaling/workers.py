@@ -8,7 +8,6 @@ how it learns that the process that started it is gone; what it has to say goes 
 import json
 import logging
 import os
-import pickle
 import signal
 import subprocess
 import sys
@@ -19,8 +18,10 @@ from dataclasses import dataclass
 from multiprocessing.connection import Connection, wait
 from typing import Any
 
+from hf_muscaling import errors
 from hf_muscaling.errors import MuScalingError, Preempted, TrainingError
 from hf_muscaling.interruption import stop
+from hf_muscaling.runs import Run
 from hf_muscaling.worker import fields_of, packed, serve
 
 logger = logging.getLogger(__name__)
@@ -190,11 +191,12 @@ class Workers:
                 if task.bar is None:
                     task.bar = task.start_bar()
 
-    def _hear(self, worker: _Worker, message: tuple) -> None:
+    def _hear(self, worker: _Worker, message: list) -> None:
         kind, *content = message
         task = worker.task
         if kind == "log":
-            logging.getLogger(content[0].name).handle(content[0])
+            name, level, text = content
+            logging.getLogger(name).log(level, "%s", text)
         elif kind == "ready":
             worker.ready = True
         elif task is None:
@@ -206,12 +208,13 @@ class Workers:
         elif kind == "loss":
             task.bar.show_loss(*content)
         elif kind == "done":
-            self._runs[task.key] = content[0]
+            self._runs[task.key] = Run.from_dict(content[0])
             task.bar.finish()
             worker.task = None
         elif kind == "failed":
             worker.task = None
-            error, text = content
+            name, said, text = content
+            error = _error(name, said)
             if isinstance(error, Preempted):  # at its checkpoint, because of us or of a signal to the whole group
                 stop.reason = stop.reason or "SIGTERM to a worker process"
                 self._stop_workers()
@@ -262,11 +265,19 @@ class Workers:
             self.close(kill=True)
 
 
-def _received(outbox: Connection) -> tuple | None:
+def _received(outbox: Connection) -> list | None:
     try:
-        return pickle.loads(outbox.recv_bytes())
+        return json.loads(outbox.recv_bytes())
     except (EOFError, OSError):
         return None
+
+
+def _error(name: str, message: str) -> Exception:
+    """The error that a worker met: one of the project's own as it is, another by its name."""
+    found = getattr(errors, name, None)
+    if isinstance(found, type) and issubclass(found, MuScalingError):
+        return found(message)
+    return RuntimeError(f"{name}: {message}")
 
 
 class _RemoteTraceback(Exception):

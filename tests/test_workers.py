@@ -23,7 +23,8 @@ from hf_muscaling.interruption import listening
 from hf_muscaling.progress import SeriesProgress
 from hf_muscaling.series import Job, run_jobs
 from hf_muscaling.training import train_run
-from hf_muscaling.workers import Task, Workers, packed
+from hf_muscaling.worker import packed, unpacked
+from hf_muscaling.workers import Task, Workers
 from tests.series_helpers import flags, tiny_experiment
 
 RECIPE = Path(__file__).parents[1] / "recipes" / "run_series.py"
@@ -58,14 +59,12 @@ def numbers(run):
 
 class TestPacked:
     def test_a_memory_mapped_array_goes_by_its_name(self, blocks):
-        import pickle
-
         assert isinstance(blocks.blocks, np.memmap)
         data = packed(blocks)
         assert len(data) < blocks.blocks.nbytes / 4
-        assert np.array_equal(pickle.loads(data).blocks, blocks.blocks)
+        assert np.array_equal(unpacked(data).blocks, blocks.blocks)
         part = PackedBlocks(blocks.blocks[3:9])  # a part of a map is sent whole: its offset is not its own
-        assert np.array_equal(pickle.loads(packed(part)).blocks, blocks.blocks[3:9])
+        assert np.array_equal(unpacked(packed(part)).blocks, blocks.blocks[3:9])
 
     def test_what_only_exists_here(self, base, blocks, args, tmp_path):
         torch.set_num_threads(2)
