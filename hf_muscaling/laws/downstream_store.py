@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
@@ -10,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from ..errors import MuScalingError
-from .store import mapping, number, parse, refuse, write_text
+from .store import check_format, lists, mapping, number, parse, refuse, written
 
 if TYPE_CHECKING:
     from .downstream import DownstreamLaw
@@ -31,28 +30,15 @@ def write(law: DownstreamLaw, path: str | os.PathLike[str] | None) -> str:
         "params": law.params_,
         "objective_value": law.objective_value_,
         "selection": law.selection_,
-        "rows": {
-            name: [str(v) for v in column] if column.dtype == object else column.tolist()
-            for name, column in law._columns.items()
-        },
+        "rows": lists(law._columns),
     }
-    text = json.dumps(values, indent=1, allow_nan=False, ensure_ascii=False)
-    if path is not None:
-        write_text(path, text)
-    return text
+    return written(values, path)
 
 
 def read(cls: type[DownstreamLaw], source: str | os.PathLike[str] | Mapping[str, Any]) -> DownstreamLaw:
     """The law of a record, or `RecordError`."""
     record, where = parse(source)
-    if not isinstance(record, Mapping) or record.get("format") != FORMAT:
-        refuse(where, f"its 'format' is not {FORMAT!r}")
-    version = record.get("format_version")
-    if version != FORMAT_VERSION or isinstance(version, bool):
-        refuse(where, f"format_version is not {FORMAT_VERSION}; upgrade hf_muscaling to read newer files")
-    missing = [key for key in _KEYS if key not in record]
-    if missing:
-        refuse(where, f"it lacks {missing[0]!r}")
+    check_format(record, where, FORMAT, FORMAT_VERSION, _KEYS)
     settings, params = mapping(record, "settings", where), mapping(record, "params", where)
     try:
         law = cls(**settings)

@@ -7,7 +7,7 @@ from __future__ import annotations
 import json
 import math
 import os
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
@@ -49,15 +49,42 @@ def write(law: ScalingLaw, path: str | os.PathLike[str] | None) -> str:
         "objective_value": law.objective_value_,
         "selection": law.selection_,
         "range": {name: list(ends) for name, ends in law.range_.items()},
-        "rows": {
-            name: [str(v) for v in values] if values.dtype == object else values.tolist()
-            for name, values in law._columns.items()
-        },
+        "rows": lists(law._columns),
     }
+    return written(record, path)
+
+
+def lists(columns: Mapping[str, np.ndarray]) -> dict[str, list]:
+    """Columns as JSON holds them."""
+    return {
+        name: [str(v) for v in values] if values.dtype == object else values.tolist()
+        for name, values in columns.items()
+    }
+
+
+def written(record: Mapping[str, Any], path: str | os.PathLike[str] | None) -> str:
+    """JSON text of a record, written to `path` in one step when given."""
     text = json.dumps(record, indent=1, allow_nan=False, ensure_ascii=False)
     if path is not None:
         write_text(path, text)
     return text
+
+
+def check_format(record: Any, where: str, form: str, version: int, keys: Iterable[str]) -> None:
+    """`RecordError` unless a record is an object of that format and version with all its keys."""
+    if not isinstance(record, Mapping):
+        refuse(where, f"expected a JSON object, found {type(record).__name__}")
+    if record.get("format") != form:
+        refuse(where, f"its 'format' is {str(record.get('format'))[:40]!r}, not {form!r}")
+    if record.get("format_version") != version or isinstance(record["format_version"], bool):
+        refuse(
+            where,
+            f"format_version {str(record.get('format_version'))[:20]} is not {version}; upgrade hf_muscaling to read "
+            f"newer files",
+        )
+    missing = sorted(set(keys) - set(record))
+    if missing:
+        refuse(where, f"it lacks {', '.join(map(repr, missing))}")
 
 
 def write_text(path: str | os.PathLike[str], text: str) -> None:
@@ -78,19 +105,7 @@ def write_text(path: str | os.PathLike[str], text: str) -> None:
 def read(cls: type[ScalingLaw], source: str | os.PathLike[str] | Mapping[str, Any]) -> ScalingLaw:
     """The law of a record, an instance of `cls` or, from the base class, of whichever law was stored."""
     record, where = parse(source)
-    if not isinstance(record, Mapping):
-        refuse(where, f"expected a JSON object, found {type(record).__name__}")
-    if record.get("format") != FORMAT:
-        refuse(where, f"its 'format' is {str(record.get('format'))[:40]!r}, not {FORMAT!r}")
-    if record.get("format_version") != FORMAT_VERSION or isinstance(record["format_version"], bool):
-        refuse(
-            where,
-            f"format_version {str(record.get('format_version'))[:20]} is not {FORMAT_VERSION}; upgrade hf_muscaling "
-            f"to read newer files",
-        )
-    missing = sorted(_KEYS - set(record))
-    if missing:
-        refuse(where, f"it lacks {', '.join(map(repr, missing))}")
+    check_format(record, where, FORMAT, FORMAT_VERSION, _KEYS)
     law = _law_class(cls, record["law"], where)
     settings, params = mapping(record, "settings", where), mapping(record, "params", where)
     try:
