@@ -1,5 +1,6 @@
 """Two gloo processes on the CPU that run a test file as their script, and what they train on."""
 
+import argparse
 import json
 import os
 import subprocess
@@ -37,6 +38,14 @@ def launch(script: str, case: str, folder: Path, processes: int = 2, launcher: l
     # Judged by its record: an FSDP2 process may abort at interpreter exit with all its work done.
     assert all(f.exists() for f in files), done.stderr[-4000:]
     return [json.loads(f.read_text()) for f in files]
+
+
+def launch_options() -> argparse.Namespace:
+    """Read what `launch` gave a test file's `main`: the case, and where its record goes."""
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--case", required=True)
+    parser.add_argument("--out", required=True)
+    return parser.parse_args()
 
 
 def write_record(out: str, result: dict) -> None:

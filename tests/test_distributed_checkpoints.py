@@ -3,7 +3,6 @@
 This file is also the script that the processes run.
 """
 
-import argparse
 import json
 import os
 import shutil
@@ -11,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.distributed_helpers import launch, write_record
+from tests.distributed_helpers import launch, launch_options, write_record
 from tests.test_distributed_training import make_trainer
 
 MODEL = ("bert", True)  # its weight and its bias are tied
@@ -61,10 +60,7 @@ def write_all(folder):
 
 
 def main():
-    parser = argparse.ArgumentParser()
-    parser.add_argument("--case", required=True)
-    parser.add_argument("--out", required=True)
-    options = parser.parse_args()
+    options = launch_options()
     folder = Path(options.out).parent
     if options.case == "two":
         result = write_all(folder)

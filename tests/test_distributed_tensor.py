@@ -3,13 +3,12 @@
 This file is also the script that the processes run.
 """
 
-import argparse
 import os
 from pathlib import Path
 
 import pytest
 
-from tests.distributed_helpers import accelerate_launch, examples, launch, write_record
+from tests.distributed_helpers import accelerate_launch, examples, launch, launch_options, write_record
 from tests.test_distributed_training import FSDP, STEPS, alone, make_trainer
 
 
@@ -58,10 +57,7 @@ def refusals(folder):
 
 
 def main():
-    parser = argparse.ArgumentParser()
-    parser.add_argument("--case", required=True)
-    parser.add_argument("--out", required=True)
-    options = parser.parse_args()
+    options = launch_options()
     folder = Path(options.out).parent
     fsdp_size = int(os.environ["WORLD_SIZE"]) // 2
     # tied alone over FSDP2: the harder case

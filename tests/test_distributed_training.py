@@ -3,14 +3,13 @@
 This file is also the script that the processes run: `torchrun … test_distributed_training.py --case fsdp --out FILE`.
 """
 
-import argparse
 import os
 from functools import cache
 from pathlib import Path
 
 import pytest
 
-from tests.distributed_helpers import accelerate_launch, examples, launch, write_record
+from tests.distributed_helpers import accelerate_launch, examples, launch, launch_options, write_record
 
 pytestmark = pytest.mark.slow
 
@@ -99,10 +98,7 @@ def coordinates(name, sharded):
 
 
 def main():
-    parser = argparse.ArgumentParser()
-    parser.add_argument("--case", required=True)
-    parser.add_argument("--out", required=True)
-    options = parser.parse_args()
+    options = launch_options()
     rank = int(os.environ["RANK"])
     folder = Path(options.out).parent / "trainer"
     if options.case == "coordinates":

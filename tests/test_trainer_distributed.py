@@ -3,12 +3,11 @@
 This file is also the script that the processes run: `torchrun … test_trainer_distributed.py --case ddp --out FILE`.
 """
 
-import argparse
 from pathlib import Path
 
 import pytest
 
-from tests.distributed_helpers import examples, launch, write_record
+from tests.distributed_helpers import examples, launch, launch_options, write_record
 
 pytestmark = pytest.mark.slow
 
@@ -98,10 +97,7 @@ def sharded(folder):
 
 
 def main():
-    parser = argparse.ArgumentParser()
-    parser.add_argument("--case", required=True)
-    parser.add_argument("--out", required=True)
-    options = parser.parse_args()
+    options = launch_options()
     folder = Path(options.out).parent / "trainer"
     if options.case == "ddp":
         result = {name: train_and_evaluate(name, folder, 4) for name in ("gpt2", "llama", *MASKED)}
