@@ -96,8 +96,13 @@ def prepare_experiment(config: ExperimentConfig, progress: bool = True) -> Exper
     return ExperimentSetup(base, pretraining_class(base), train, heldout, collate_blocks, data)
 
 
-def run_experiment(config: ExperimentConfig, progress: bool = True) -> ExperimentResult:
+def run_experiment(
+    config: ExperimentConfig, progress: bool = True, setup: ExperimentSetup | None = None
+) -> ExperimentResult:
     """Do the whole experiment and write its report; finished runs are read back, an interrupted one is continued.
+
+    `setup` is by default what `prepare_experiment` returns; a comparison of designs gives one whose held-out text all
+    designs share.
 
     Writes below `config.output_dir`: `runs/` (a folder a run), `runs.jsonl`, `law.json`, `experiment.json`,
     `prediction.json`, `report.md` and the plots. Raises ConfigurationError, DataError or TrainingError early, each with
@@ -114,7 +119,7 @@ def run_experiment(config: ExperimentConfig, progress: bool = True) -> Experimen
     folder = writable_folder(config.output_dir)
     args = config.training_arguments()
     with listening(), Workers() as workers:
-        setup = prepare_experiment(config, progress)
+        setup = setup or prepare_experiment(config, progress)
         result = _train_and_predict(config, setup, args, folder, workers, progress)
         if args.process_index == 0:
             write_report(result, folder)

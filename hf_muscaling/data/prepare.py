@@ -307,7 +307,7 @@ def _save(
     heldout.save(folder / "heldout")
     tokenizer.save_pretrained(folder / "tokenizer")
     record = {
-        "data_hash": _data_hash(train, heldout, info),
+        "data_hash": data_hash(train, heldout, info),
         # Of what is read back: some tokenizers of the Hub change a little on their way through a folder.
         "tokenizer_hash": tokenizer_hash(load_tokenizer(str(folder / "tokenizer"))),
         "info": info,
@@ -319,13 +319,13 @@ def _load(folder: Path) -> PackedData:
     record = json.loads((folder / "data.json").read_text(encoding="utf-8"))
     train, heldout = PackedBlocks.load(folder / "train"), PackedBlocks.load(folder / "heldout")
     tokenizer = load_tokenizer(str(folder / "tokenizer"))
-    hashes = (_data_hash(train, heldout, record["info"]), tokenizer_hash(tokenizer))
+    hashes = (data_hash(train, heldout, record["info"]), tokenizer_hash(tokenizer))
     if hashes != (record["data_hash"], record["tokenizer_hash"]):
         raise DataError("its blocks or its tokenizer are not those that were written")
     return PackedData(train, heldout, tokenizer, *hashes, record["info"])
 
 
-def _data_hash(train: PackedBlocks, heldout: PackedBlocks, info: dict[str, Any]) -> str:
+def data_hash(train: PackedBlocks, heldout: PackedBlocks, info: dict[str, Any]) -> str:
     """Return the hash that every record of a run keeps: of the blocks, and of the mix that they come from."""
     mixture = f" {info['mixture']['sha256']}" if "mixture" in info else ""
     return hashlib.sha256(f"{train.sha256} {heldout.sha256}{mixture}".encode()).hexdigest()

@@ -320,13 +320,13 @@ def test_bytes_per_token_is_of_the_blocks(packed):
 
 
 def test_the_data_hash_of_every_record_covers_the_mix(packed, config, root, tmp_path):
-    from hf_muscaling.data.prepare import _data_hash
+    from hf_muscaling.data.prepare import data_hash
 
     data, _ = packed
     info = {**data.info, "mixture": {**data.info["mixture"], "sha256": "0" * 64}}
-    assert _data_hash(data.train, data.heldout, data.info) == data.data_hash
-    assert _data_hash(data.train, data.heldout, info) != data.data_hash
-    assert _data_hash(data.train, data.heldout, {}) not in (data.data_hash, _data_hash(data.train, data.heldout, info))
+    assert data_hash(data.train, data.heldout, data.info) == data.data_hash
+    assert data_hash(data.train, data.heldout, info) != data.data_hash
+    assert data_hash(data.train, data.heldout, {}) not in (data.data_hash, data_hash(data.train, data.heldout, info))
 
 
 @pytest.mark.parametrize("stop", [1, 32, 33, 799])
