@@ -19,6 +19,7 @@ COMMANDS = {
     "push": ("hub:push", "share an experiment on the Hub: proxies, series, law and plots"),
     "pull": ("hub:pull", "fetch a shared experiment from the Hub"),
     "space": ("space", "a page that predicts in the browser, from laws; --push publishes it"),
+    "docs": ("docs", "list the pages of the documentation, or print one"),
 }
 """Each command's module in `hf_muscaling.commands` and function there (`run` unless named), and what it is for."""
 
