@@ -53,8 +53,8 @@ def prediction_record(result: "ExperimentResult") -> dict:
     }
 
 
-def headline(result: "ExperimentResult") -> str:
-    """Return the result in a few lines for the terminal."""
+def headline(result: "ExperimentResult", notes: bool = True) -> str:
+    """Return the result in a few lines for the terminal, with what the law leaves open unless `notes` is false."""
     p, c = result.prediction, result.config
     lines = [
         f"Predicted loss of {c.architecture} at width {c.target_width} (N = {result.target_N:,}): {p.loss:.4f} nats "
@@ -68,7 +68,21 @@ def headline(result: "ExperimentResult") -> str:
             f"Actual loss: {result.actual:.4f}; error {result.relative_error:+.2%}, "
             f"{'inside' if result.inside else 'OUTSIDE'} the interval"
         )
-    return "\n".join(lines)
+    found = [*_flat(result), *(result.law.caveats() if notes else [])]
+    return "\n".join([*lines, *(f"  note: {message}" for message in found)])
+
+
+def _flat(result: "ExperimentResult") -> list[str]:
+    """Return a sentence where the interval does not tell the target from the widest proxy."""
+    largest = _largest(result)
+    losses = [run.loss for run in result.proxies if _size(result, run) == largest and run.loss is not None]
+    mean = sum(losses) / len(losses) if losses else None
+    if mean is None or not result.prediction.low <= mean <= result.prediction.high:
+        return []
+    return [
+        f"the largest proxy's own loss, {mean:.4f}, lies inside the interval: at this distance the law does not tell "
+        "the target from it. Predict a larger target, or train longer."
+    ]
 
 
 def report_text(result: "ExperimentResult") -> str:
@@ -77,7 +91,7 @@ def report_text(result: "ExperimentResult") -> str:
     lines = [
         f"# {c.architecture}: predicted loss at width {c.target_width}",
         "",
-        headline(result).replace("\n", "  \n"),
+        headline(result, notes=False).replace("\n", "  \n"),
         "",
         "![The law, its interval and the extrapolation](law.png)",
         "",
@@ -169,8 +183,11 @@ def _grid_table(grid: list[Run], best: Run) -> list[str]:
 
 
 def _largest(result: "ExperimentResult") -> int:
-    key = "N_non_embedding" if result.config.count == "non_embedding" else "N"
-    return max(getattr(run, key) for run in result.proxies)
+    return max(_size(result, run) for run in result.proxies)
+
+
+def _size(result: "ExperimentResult", run: Run) -> int:
+    return run.N_non_embedding if result.config.count == "non_embedding" else run.N
 
 
 def _beyond(result: "ExperimentResult") -> float:

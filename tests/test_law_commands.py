@@ -226,3 +226,14 @@ def test_fit_predicts_scores_through_both_stages(curves, tmp_path, capsys):
     for wrong in (["--predict", "N=2e9"], ["--objective", "huber"], ["--first", str(law)], ["--chance", "25"]):
         assert main([*words, *wrong]) == 2
     assert main(["fit", curves, "--chance", "0.25"]) == 2
+
+
+def test_a_name_given_twice_is_two_predictions(curves, capsys):
+    assert main(["fit", curves, "--predict", "N=2B", "N=4B", "D=40B"]) == 0
+    out = capsys.readouterr().out
+    assert "N = 2e+09, D = 4e+10" in out and "N = 4e+09, D = 4e+10" in out
+    assert main(["fit", curves, "--predict", "N=2B", "D=40B", "N=4B", "D=80B"]) == 0
+    out = capsys.readouterr().out
+    assert "N = 2e+09, D = 4e+10" in out and "N = 4e+09, D = 8e+10" in out and out.count("90 % interval") == 2
+    assert main(["fit", curves, "--predict", "N=2B", "N=4B", "N=8B", "D=40B", "D=80B"]) == 2
+    assert "N 3 times, D 2 times" in capsys.readouterr().err

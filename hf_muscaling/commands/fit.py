@@ -25,6 +25,7 @@ from .law_flags import (
     law_parser,
     make_law,
     one_family,
+    points,
     read,
     read_columns,
     split,
@@ -50,7 +51,8 @@ def run(arguments: Sequence[str]) -> None:
     )
     parser.add_argument(
         "--predict", nargs="+", action="append", metavar="X=VALUE", default=[],
-        help="a run to predict, one value a variable of the law (N=7e9 D=2e12); may be repeated",
+        help="a run to predict, one value a variable of the law (N=7e9 D=2e12); may be repeated, and so may a name "
+        "in it: N=7e9 N=7e10 D=2e12",
     )  # fmt: skip
     parser.add_argument("--plot", metavar="PNG", help="draw the fit, its residuals and the predictions")
     parser.add_argument("--save", metavar="JSON", help="store the fitted law; the law's from_json reads it")
@@ -82,10 +84,10 @@ def _loss(args: argparse.Namespace) -> tuple[Any, Any]:
     law = make_law(args.law, args)
     table = read(args, law)
     one_family(table)
-    points = [_point(law, words) for words in args.predict]
+    places = [_point(law, words) for words in points(args.predict, "--predict")]
     with as_notes():
         law.fit(table)
-        predictions = [law.predict(level=args.level, **point) for point in points]
+        predictions = [law.predict(level=args.level, **place) for place in places]
     print(f"{table}\n\n{law.summary()}")
     for prediction in predictions:
         print(f"\n{prediction}")
@@ -98,16 +100,17 @@ def _downstream(args: argparse.Namespace) -> tuple[Any, Any]:
     first = ScalingLaw.from_json(args.first) if args.first else None
     table = read_columns(args, ["score"])
     one_family(table)
-    points = [_point(first, words) if first else assignments(words, "--predict") for words in args.predict]
-    for point in points:
-        if first is None and set(point) != {"loss"}:
+    asked = points(args.predict, "--predict")
+    places = [_point(first, words) if first else assignments(words, "--predict") for words in asked]
+    for place in places:
+        if first is None and set(place) != {"loss"}:
             raise ConfigurationError("--predict takes loss=VALUE here; give --first law.json to predict from N or D.")
     with as_notes():
         law.fit(table)
         stages = TwoStage(first, law) if first else None
         predictions = [
-            stages.predict(level=args.level, **point) if stages else law.predict(point["loss"], args.level)
-            for point in points
+            stages.predict(level=args.level, **place) if stages else law.predict(place["loss"], args.level)
+            for place in places
         ]
     print(f"{table}\n\n{stages.summary() if stages else law.summary()}")
     for prediction in predictions:

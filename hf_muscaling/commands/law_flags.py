@@ -117,6 +117,31 @@ def assignments(words: Sequence[str], flag: str) -> dict[str, float]:
     return {name: _number(value, flag) for name, value in (split(word, flag) for word in words)}
 
 
+def points(groups: Sequence[Sequence[str]], flag: str) -> list[list[str]]:
+    """One list of NAME=VALUE a point, from groups in which a name may come several times.
+
+    `N=1e9 N=4e9 D=2e10` is two points of one D; names that come several times come equally often and go in step.
+
+    >>> points([["N=1e9", "N=4e9", "D=2e10"]], "--predict")
+    [['N=1e9', 'D=2e10'], ['N=4e9', 'D=2e10']]
+    """
+    found = []
+    for words in groups:
+        values: dict[str, list[str]] = {}
+        for name, value in (split(word, flag) for word in words):
+            values.setdefault(name, []).append(value)
+        count = max(map(len, values.values()))
+        if any(len(given) not in (1, count) for given in values.values()):
+            times = ", ".join(f"{name} {len(given)} times" for name, given in values.items())
+            raise ConfigurationError(
+                f"{flag} gives {times}: give each once, or as often as the others. {flag} itself may be repeated."
+            )
+        found += [
+            [f"{name}={given[i if len(given) > 1 else 0]}" for name, given in values.items()] for i in range(count)
+        ]
+    return found
+
+
 def _number(text: str, flag: str) -> float:
     from hf_muscaling.readers.names import number
 

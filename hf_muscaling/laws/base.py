@@ -19,7 +19,7 @@ from typing import Any, ClassVar
 import numpy as np
 
 from ..errors import ConfigurationError, FitError
-from . import answers, store
+from . import answers, caveats, store
 from .fitting import check_objective
 from .interval_data import IntervalData
 from .prediction import Evaluation, Prediction
@@ -28,7 +28,7 @@ from .sharing import SharedLaw
 from .table import ANY_SIGN, MEANING, _columns, read_table, run_labels
 
 VARIABLES = ("N", "D", "S", "B", "C", "S1", "S2")
-FAR = 10.0  #: times beyond the fitted range past which `predict` warns
+FAR = 10.0  #: times beyond the fitted range, at either end, past which `predict` warns
 
 
 def check_level(level: Any) -> float:
@@ -152,16 +152,21 @@ class ScalingLaw(SharedLaw, ABC):
         columns, self.selection_ = self._selected(table)
         params, value = self._estimate(columns)
         self._set(columns, params, value)
-        for message in (*self._weaknesses(), *self._strays()):
+        for message in self.caveats():
             warnings.warn(message, IdentificationWarning, stacklevel=2)
         return self
+
+    def caveats(self) -> list[str]:
+        """What the runs leave open or contradict, one sentence each: what `fit` warned of and `summary` notes."""
+        self._check_fitted()
+        return [*self._weaknesses(), *caveats.strays(self)]
 
     def predict(self, *, level: float = 0.9, **at: Any) -> Prediction:
         """The loss of a run that was not trained, with an interval that holds it with probability `level`.
 
         Variables are keywords (`N=7e9`), scalars or arrays that broadcast. Raises `ConfigurationError` for an unknown
         or missing variable, a value that is not a positive number, or a level outside (0, 1); warns
-        `ExtrapolationWarning` past 10 times the fitted range.
+        `ExtrapolationWarning` past 10 times the fitted range, above its largest or below its smallest value.
         """
         self._check_fitted()
         level = check_level(level)
@@ -176,8 +181,9 @@ class ScalingLaw(SharedLaw, ABC):
         low, high = self._interval(flat, level)
         low, high = np.minimum(low, loss), np.maximum(high, loss)
         beyond = {name: flat[name] / self.range_[name][1] for name in self.range_}
+        below = {name: self.range_[name][0] / flat[name] for name in self.range_}
         factor = np.max(list(beyond.values()), axis=0)
-        self._warn_far(beyond)
+        self._warn_far(beyond, below)
 
         def as_given(value: np.ndarray) -> float | np.ndarray:
             return float(value[0]) if shape == () else value.reshape(shape)
@@ -190,6 +196,7 @@ class ScalingLaw(SharedLaw, ABC):
             as_given(factor),
             {n: as_given(v) for n, v in beyond.items()},
             {n: as_given(v) for n, v in flat.items()},
+            {n: as_given(v) for n, v in below.items()},
         )
 
     def interval_data(self) -> IntervalData:
@@ -245,27 +252,13 @@ class ScalingLaw(SharedLaw, ABC):
             f"{100 * float(np.max(np.abs(own.errors))):.2f} %",
         ]
         lines += [f"  {n} from {lo:.4g} to {hi:.4g} ({self.units[n]})" for n, (lo, hi) in self.range_.items()]
-        lines += [f"  note: {message}" for message in (*self._weaknesses(), *self._strays())]
+        lines += [f"  note: {message}" for message in self.caveats()]
         return "\n".join(lines)
-
-    def _strays(self) -> list[str]:
-        """A row that is off by a factor of two or more, which no run of a law is: a wrong unit or a failed run."""
-        at = [self._columns[column] for column in self.columns.values()]
-        with np.errstate(all="ignore"):
-            fit = np.asarray(self.loss(*at, **self.params_), float)
-            off = np.abs(np.log(fit / self._columns["loss"]))
-        row = int(np.nanargmax(off)) if np.isfinite(off).any() else 0
-        if not off[row] > np.log(2):
-            return []
-        where = ", ".join(f"{name} = {v[row]:.4g}" for name, v in zip(self.variables, at, strict=True))
-        return [
-            f"The run at {where} has loss {self._columns['loss'][row]:.4g} where the law says {fit[row]:.4g}: check "
-            f"its units, or drop it."
-        ]
 
     def plot(self, kind: str = "fit", *, level: float = 0.9, reach: float = 10.0) -> Any:
         """A matplotlib figure: "fit" (the rows, the law with its interval, extrapolation shaded), "residuals", or
-        "contours" (a law with batch sizes: steps and tokens to several losses); see `laws.plots.plot`.
+        "contours" (laws with batch sizes: steps and tokens to several losses; laws in N and D: those of equal loss);
+        see `laws.plots.plot`.
         """
         from .plots import plot
 
@@ -325,21 +318,22 @@ class ScalingLaw(SharedLaw, ABC):
         if "weight" in columns and not columns["weight"].all():
             keep = columns["weight"] > 0
             columns = {name: values[keep] for name, values in columns.items()}
-        self._warn_families(raw)
-        mixed = _mixed_precisions(raw)
+        words = self._warn_of_table(raw)
         selection = select(columns, self.window, self.rows, self.last_only)
         order = [*self.columns.values(), "loss", "weight", *self.labels]
-        return {name: selection.columns[name] for name in order if name in selection.columns}, selection.text + mixed
+        return {name: selection.columns[name] for name in order if name in selection.columns}, selection.text + words
 
-    def _warn_families(self, raw: Mapping[str, Any]) -> None:
-        families = {str(value) for value in raw.get("family", ()) if value not in (None, "")}
-        if len(families) > 1:
-            warnings.warn(
-                f"The table holds {len(families)} families ({', '.join(sorted(families)[:3])}, …): one law describes "
-                f"one recipe. Fit each on its own rows.",
-                UserWarning,
-                stacklevel=4,
-            )
+    def _warn_of_table(self, raw: Mapping[str, Any]) -> str:
+        """Warn of what no column of the law shows, and return the words that end the sentence on what was fitted."""
+        found = [(caveats.families(raw), ""), caveats.precisions(raw)]
+        if "D" in self.columns.values():
+            found.append(caveats.repeated_data(raw))
+        if len(self.columns) == 1:
+            found.append(caveats.horizons(raw, *self.columns))
+        for messages, _ in found:
+            for message in messages:
+                warnings.warn(message, UserWarning, stacklevel=5)
+        return "".join(words for _, words in found)
 
     def _set(self, columns: dict[str, np.ndarray], params: dict[str, float], value: float) -> None:
         """Take over a fit; also how a stored one comes back."""
@@ -380,30 +374,22 @@ class ScalingLaw(SharedLaw, ABC):
             points[name] = number
         return points
 
-    def _warn_far(self, beyond: Mapping[str, np.ndarray]) -> None:
-        for name, factor in beyond.items():
-            if factor.max() > FAR:
+    def _warn_far(self, beyond: Mapping[str, np.ndarray], below: Mapping[str, np.ndarray]) -> None:
+        for name, (smallest, largest) in self.range_.items():
+            over, under = float(beyond[name].max()), float(below[name].max())
+            if over > FAR:
                 warnings.warn(
-                    f"{name} lies {factor.max():.3g} times beyond the largest fitted {name} "
-                    f"({self.range_[name][1]:.4g}): at this distance the law's "
-                    "form matters more than its fit. Train a proxy closer to the target, or trust the interval and "
-                    "not the point.",
+                    f"{name} lies {over:.3g} times beyond the largest fitted {name} ({largest:.4g}): at this distance "
+                    "the law's form matters more than its fit. Train a proxy closer to the target, or trust the "
+                    "interval and not the point.",
                     ExtrapolationWarning,
                     stacklevel=3,
                 )
-
-
-def _mixed_precisions(raw: Mapping[str, Any]) -> str:
-    """Warn of runs that differ in precision, and return the words that end the sentence on what was fitted."""
-    known = [str(value) for value in raw.get("precision", ()) if value not in (None, "")]
-    names = sorted(set(known))
-    if len(names) < 2:
-        return ""
-    shown = ", ".join(f"{known.count(name)} in {name}" for name in names)
-    warnings.warn(
-        f"The table mixes precisions ({shown}): rounding shifts a loss by its own amount at every size, which the law "
-        "takes for a trend. Train all runs of a series in one precision.",
-        UserWarning,
-        stacklevel=4,
-    )
-    return f"; mixed precisions: {shown}"
+            if under > FAR:
+                warnings.warn(
+                    f"{name} lies {under:.3g} times below the smallest fitted {name} ({smallest:.4g}): power laws bend "
+                    "at small sizes and short runs, where the fit has no runs. Train a run there, or trust the "
+                    "interval and not the point.",
+                    ExtrapolationWarning,
+                    stacklevel=3,
+                )

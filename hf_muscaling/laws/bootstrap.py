@@ -25,6 +25,7 @@ import numpy as np
 
 from ..errors import ConfigurationError, FitError
 from .base import check_level
+from .caveats import rising
 from .fitting import resampled
 from .interval_data import IntervalData, Widening
 from .intervals import RollingErrors, drift_quantiles, mixture_interval
@@ -85,13 +86,13 @@ class BootstrapLaw(RegressionLaw):
         flat = flat_direction(self)
         if flat.size > 1:
             ends = (", ".join(f"{n} = {v[n]:.3g}" for n in self.parameters if n in v) for v in (flat.low, flat.high))
-            held = "the prior decides. " if self.prior_ else ""
+            held = "; the prior decides" if self.prior_ else ""
             found.append(
                 f"{' and '.join(flat.letters)} not identified by these runs: from ({next(ends)}) to ({next(ends)}) the "
-                f"fit changes by less than the noise; {held}Add runs that differ more in {', '.join(self.variables)}, "
+                f"fit changes by less than the noise{held}. Add runs that differ more in {', '.join(self.variables)}, "
                 f"or borrow from another family: fixed={{{flat.letters[-1]!r}: …}}."
             )
-        return found
+        return [*rising(self), *found]
 
     def _at_floor(self) -> bool:
         """Whether the irreducible loss was pushed to zero."""
@@ -162,7 +163,7 @@ class BootstrapLaw(RegressionLaw):
 
     @cached_property
     def _draws(self) -> dict[str, Any]:
-        params = self._named(self._resample(DRAWS, SEED), self._fitted[1])
+        params = _finite(self._named(self._resample(DRAWS, SEED), self._fitted[1]))
         turn = (0.5 + np.arange(DRAWS) * 0.6180339887498949) % 1
         sigma, dof = self._noise(self._columns, self.params_)
         chi = np.random.default_rng(SEED + 1).chisquare(dof, DRAWS) / dof
@@ -277,3 +278,12 @@ class BootstrapLaw(RegressionLaw):
     def _set(self, columns: Columns, params: dict[str, float], value: float) -> None:
         super()._set(columns, params, value)
         self.__dict__.pop("_draws", None)
+
+
+def _finite(params: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """Draws whose letters overflow (a scale to the power of 1/exponent, the exponent near 0) replaced by others."""
+    good = np.flatnonzero(np.all([np.isfinite(v) for v in params.values()], 0))
+    if not len(good):
+        raise FitError("Every resample of the runs leaves a parameter without a finite value. Add other runs.")
+    count = len(next(iter(params.values())))
+    return params if len(good) == count else {name: v[good[np.arange(count) % len(good)]] for name, v in params.items()}

@@ -49,7 +49,8 @@ class KaplanLaw(BootstrapLaw):
     @staticmethod
     def loss(N: Any, D: Any, N_c: float, alpha_N: float, D_c: float, alpha_D: float) -> Any:
         """`[(N_c/N)^(alpha_N/alpha_D) + D_c/D]^alpha_D`, nats per token."""
-        by_size = alpha_N / alpha_D * (np.log(N_c) - np.log(np.asarray(N, float)))
+        with np.errstate(divide="ignore"):  # N_c = 0: no effect of N
+            by_size = alpha_N / alpha_D * (np.log(N_c) - np.log(np.asarray(N, float)))
         by_data = np.log(D_c) - np.log(np.asarray(D, float))
         return np.exp(alpha_D * np.logaddexp(by_size, by_data))
 

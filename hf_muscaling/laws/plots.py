@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from matplotlib.figure import Figure
+from matplotlib.patches import Rectangle
 from matplotlib.ticker import MaxNLocator, NullLocator, ScalarFormatter
 
 from ..errors import ConfigurationError
@@ -14,7 +15,9 @@ from .schedules import constant_schedule, cosine_schedule
 
 if TYPE_CHECKING:
     from .base import ScalingLaw
+    from .chinchilla import ChinchillaLaw
     from .downstream import DownstreamLaw
+    from .kaplan import KaplanLaw
     from .kaplan_step import KaplanStepLaw
     from .stages import StageWise
     from .trajectory import AnnealingLaw
@@ -29,13 +32,15 @@ def plot(law: ScalingLaw, kind: str = "fit", level: float = 0.9, reach: float = 
 
     `kind`: "fit", loss over the law's first variable with its interval, the rows fitted, and what lies beyond them up
     to `reach` times shaded; "residuals", log residuals over it; "contours", for a law with batch sizes, the steps to a
-    loss over batch size with the critical batch size. Raises `ConfigurationError` for another kind.
+    loss over batch size with the critical batch size, for a law in N and D, the N and D of equal loss with the
+    compute-optimal line. Raises `ConfigurationError` for another kind.
     """
-    if kind not in KINDS or (kind == "contours" and not hasattr(law, "critical_batch_size")):
-        known = KINDS if hasattr(law, "critical_batch_size") else KINDS[:2]
+    contours = _contours if hasattr(law, "critical_batch_size") else _plane if hasattr(law, "compute_optimal") else None
+    if kind not in KINDS or (kind == "contours" and contours is None):
+        known = KINDS if contours else KINDS[:2]
         raise ConfigurationError(f"plot(kind={kind!r}) is not known for {type(law).__name__}: {', '.join(known)}.")
     law._check_fitted()
-    draw: Any = {"fit": _fit, "residuals": _residuals, "contours": _contours}[kind]
+    draw: Any = {"fit": _fit, "residuals": _residuals, "contours": contours}[kind]
     return draw(law, level, reach)
 
 
@@ -117,6 +122,31 @@ def _contours(law: KaplanStepLaw, level: float, reach: float) -> Figure:
     axes.set(xscale="log", yscale="log", xlabel="D, training tokens", ylabel="S, optimizer steps")
     axes.set_title(f"Ways to a loss at N = {size:.3g}; dot: critical batch size")
     axes.legend(frameon=False, fontsize=8)
+    return figure
+
+
+def _plane(law: ChinchillaLaw | KaplanLaw, level: float, reach: float) -> Figure:
+    """Lines of equal loss over N and D up to `reach` times the runs, and the N and D of lowest loss for each budget."""
+    figure, axes = _axes()
+    (n_low, n_high), (d_low, d_high) = law.range_["N"], law.range_["D"]
+    n, d = np.geomspace(n_low / 1.3, n_high * reach, 120), np.geomspace(d_low / 1.3, d_high * reach, 120)
+    loss = law.loss(*np.meshgrid(n, d), **law.params_)
+    best = np.stack(law.compute_optimal(np.geomspace(6 * n[0] * d[0], 6 * n[-1] * d[-1], 200)))
+    best = best[:, (best[0] >= n[0]) & (best[0] <= n[-1]) & (best[1] >= d[0]) & (best[1] <= d[-1])]
+    places = best if best.shape[1] > 20 else np.stack([n, d])  # an optimum far from the runs: along the diagonal
+    places = places[:, (np.linspace(0.06, 0.9, 9) * (places.shape[1] - 1)).astype(int)]
+    levels, first = np.unique(np.asarray(law.loss(*places, **law.params_)), return_index=True)
+    axes.set(xscale="log", yscale="log", xlim=(n[0], n[-1]), ylim=(d[0], d[-1]))
+    lines = axes.contour(n, d, loss, levels=levels, colors=COLOURS[0], linewidths=1.1)
+    axes.clabel(lines, fmt="%.2f", fontsize=8, manual=[tuple(places[:, i] * (1.6, 0.7)) for i in first])
+    axes.plot(law._columns["N"], law._columns["D"], "o", color=COLOURS[1], ms=3, label="runs")
+    axes.plot(*best, "--", color="black", lw=1.4, label="lowest loss for C = 6·N·D")
+    for span in ([n_high, n[-1], d[0], d[-1]], [n[0], n_high, d_high, d[-1]]):
+        corner = {"xy": (span[0], span[2]), "width": span[1] - span[0], "height": span[3] - span[2]}
+        label = "extrapolation" if span[0] == n_high else None
+        axes.add_patch(Rectangle(**corner, color="#f2b134", alpha=0.14, lw=0, label=label))
+    axes.set(xlabel=f"N, {law.units['N']}", ylabel=f"D, {law.units['D']}", title="Lines of equal loss, nats per token")
+    figure.legend(loc="outside lower center", ncol=3, frameon=False, fontsize=8)
     return figure
 
 

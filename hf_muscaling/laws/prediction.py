@@ -13,8 +13,8 @@ class Prediction:
     """A predicted loss and its interval, in nats per token; scalars or arrays, as the variables were given.
 
     `low` and `high` bound the measured loss of one new run at confidence `level`. `extrapolation` says how many times
-    beyond the largest fitted value the point lies (below 1: inside); with several variables it is the largest of the
-    factors in `beyond`.
+    the largest fitted value the point is; with several variables it is the largest of the factors in `beyond`. `below`
+    holds how many times smaller than the smallest fitted value it is (1 or less: no smaller).
     """
 
     loss: float | np.ndarray
@@ -24,6 +24,7 @@ class Prediction:
     extrapolation: float | np.ndarray
     beyond: Mapping[str, float | np.ndarray] = field(default_factory=dict)
     at: Mapping[str, float | np.ndarray] = field(default_factory=dict)
+    below: Mapping[str, float | np.ndarray] = field(default_factory=dict)
 
     def __str__(self) -> str:
         shape = np.broadcast_shapes(np.shape(self.loss), *(np.shape(v) for v in self.at.values()))
@@ -34,7 +35,12 @@ class Prediction:
                 return float(np.broadcast_to(value, shape)[i])
 
             place = ", ".join(f"{name} = {pick(value):.4g}" for name, value in self.at.items())
-            far = ", ".join(f"{pick(value):.3g} × the largest fitted {name}" for name, value in self.beyond.items())
+            far = ", ".join(
+                f"{pick(self.below[name]):.3g} times below the smallest fitted {name}"
+                if pick(self.below.get(name, 1.0)) > 1
+                else f"{pick(value):.3g} × the largest fitted {name}"
+                for name, value in self.beyond.items()
+            )
             lines.append(
                 f"{place}: loss {pick(self.loss):.4f} nats per token, {100 * self.level:g} % interval "
                 f"[{pick(self.low):.4f}, {pick(self.high):.4f}], {far}"

@@ -186,8 +186,13 @@ class RegressionLaw(ScalingLaw):
                 theta, _ = minimise(problem, theta[None], self.objective)
         params = {name: float(v[0]) for name, v in self._named(theta[None], origin).items()} | self.fixed
         params = {name: params[name] for name in self.parameters}
-        if not all(np.isfinite(v) for v in params.values()):
-            raise FitError(f"{self.equation} overflows on this table. Give its columns in other units, such as 1e6.")
+        endless = [name for name, v in params.items() if not np.isfinite(v)]
+        if endless:
+            raise FitError(
+                f"{self.equation} has no finite optimum on this table ({', '.join(endless)} overflows), as when the "
+                f"loss does not fall with one of {', '.join(self.variables)}. Check for runs that diverged and for "
+                "swapped columns; if it does fall, give the columns in other units, such as 1e6."
+            )
         return params, self._score(columns, params)
 
     def _score(self, columns: Columns, params: dict[str, float]) -> float:

@@ -200,7 +200,7 @@ class AnnealingLaw(ScalingLaw):
     def _selected(self, table: Any) -> tuple[Columns, str]:
         raw = dict(_columns(table))
         columns, text, self._rates = self._prepared(raw, getattr(self, "_given", {}), self.lambda_ or LAMBDA)
-        self._warn_families(raw)
+        self._warn_of_table(raw)
         return columns, text
 
     def _prepared(

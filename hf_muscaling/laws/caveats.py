@@ -1,0 +1,169 @@
+"""What about a table of runs, or a fit to it, a reader of the prediction should know: one sentence each.
+
+Nothing here stops a fit. What makes one impossible is a `FitError` of the law or of `laws.table`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from .selection import run_index
+from .table import run_labels
+
+if TYPE_CHECKING:
+    from .base import ScalingLaw
+
+APART = 1.1  #: runs whose tokens (or sizes) differ by more than this factor are not at one horizon (of one size)
+PROPORTIONAL = 0.05  #: spread of log(D/N) below which tokens count as proportional to parameters
+RISE = 3.0  #: standard errors by which residuals must rise with a variable to say that the loss does
+
+
+def families(raw: Mapping[str, Any]) -> list[str]:
+    """Several recipes in one table."""
+    found = {str(value) for value in raw.get("family", ()) if value not in (None, "")}
+    if len(found) < 2:
+        return []
+    return [
+        f"The table holds {len(found)} families ({', '.join(sorted(found)[:3])}, …): one law describes one recipe. Fit "
+        "each on its own rows."
+    ]
+
+
+def precisions(raw: Mapping[str, Any]) -> tuple[list[str], str]:
+    """Runs that differ in precision, and the words that end the sentence on what was fitted."""
+    known = [str(value) for value in raw.get("precision", ()) if value not in (None, "")]
+    names = sorted(set(known))
+    if len(names) < 2:
+        return [], ""
+    shown = ", ".join(f"{known.count(name)} in {name}" for name in names)
+    return [
+        f"The table mixes precisions ({shown}): rounding shifts a loss by its own amount at every size, which the law "
+        "takes for a trend. Train all runs of a series in one precision."
+    ], f"; mixed precisions: {shown}"
+
+
+def repeated_data(raw: Mapping[str, Any]) -> tuple[list[str], str]:
+    """Runs that saw their data more than once, where the table says so (`unique_tokens`), and the words for it.
+
+    Repeated tokens teach less than new ones (Muennighoff et al. 2023): up to about 4 epochs nearly as much, which
+    no law here knows.
+    """
+    tokens, unique = _numbers(raw, "D"), _numbers(raw, "unique_tokens")
+    if tokens is None or unique is None:
+        return [], ""
+    with np.errstate(all="ignore"):
+        epochs = np.where(unique > 0, tokens / unique, 1.0)
+    many = epochs > 1.01
+    if not many.any():
+        return [], ""
+    most = float(epochs[many].max())
+    return [
+        f"{int(many.sum())} of {len(epochs)} rows repeat their data, up to {most:.3g} times (D over unique_tokens): "
+        "laws in D count a repeated token as a new one, which holds roughly to 4 epochs (Muennighoff et al. 2023). "
+        "Fit the runs with D ≤ unique_tokens, or 4 times that."
+    ], f"; data repeated up to {most:.3g} times"
+
+
+def horizons(raw: Mapping[str, Any], variable: str) -> tuple[list[str], str]:
+    """A law in N alone fitted to runs of unequal D, or in D alone to runs of unequal N, and the words for it.
+
+    Of whole curves the horizon is the run's last row. A law in C takes the best runs of each budget, so both may vary.
+    """
+    other = {"N": "D", "D": "N"}.get(variable)
+    if other is None or (values := _numbers(raw, other)) is None or (own := _numbers(raw, variable)) is None:
+        return [], ""
+    labels = run_labels(dict(raw))
+    run = run_index({"loss": values} if labels is None else {"loss": values, "run_id": np.array(labels, object)})
+    ends, sizes = np.zeros(run.max() + 1), np.zeros(run.max() + 1)
+    np.maximum.at(ends, run, values)
+    np.maximum.at(sizes, run, own)
+    good = (ends > 0) & (sizes > 0)
+    low, high = ends[good].min(initial=np.inf), ends[good].max(initial=0.0)
+    if not high > APART * low:
+        return [], ""
+    words = f"; {other} from {low:.4g} to {high:.4g}"
+    ratio = np.log(ends[good] / sizes[good])
+    if variable == "N" and np.ptp(ratio) < PROPORTIONAL:
+        return [
+            f"D grows with N in these runs (D/N = {np.exp(ratio.mean()):.3g}): L(N) then holds along D/N only, and "
+            "predict(N=…) means a run with as many tokens per parameter. For another horizon fit ChinchillaLaw."
+        ], words
+    what, law = (
+        ("trained on different numbers of tokens", "L(N) compares runs at one horizon")
+        if variable == "N"
+        else ("of different sizes", "L(D) compares runs of one size")
+    )
+    return [
+        f"The runs are {what} ({other} from {low:.4g} to {high:.4g}) and {law}: part of what it takes for the effect "
+        f"of {variable} is that of {other}. Fit ChinchillaLaw, which has both, or runs of one {other}."
+    ], words
+
+
+def strays(law: ScalingLaw) -> list[str]:
+    """A row that is off by a factor of two or more, which no run of a law is: a wrong unit or a failed run."""
+    at = [law._columns[column] for column in law.columns.values()]
+    with np.errstate(all="ignore"):
+        fit = np.asarray(law.loss(*at, **law.params_), float)
+        off = np.abs(np.log(fit / law._columns["loss"]))
+    row = int(np.nanargmax(off)) if np.isfinite(off).any() else 0
+    if not off[row] > np.log(2):
+        return []
+    where = ", ".join(f"{name} = {v[row]:.4g}" for name, v in zip(law.variables, at, strict=True))
+    return [
+        f"The run at {where} has loss {law._columns['loss'][row]:.4g} where the law says {fit[row]:.4g}: check its "
+        "units, or drop it."
+    ]
+
+
+def rising(law: ScalingLaw) -> list[str]:
+    """A variable with which the measured losses rise, the others equal, where the law can only fall.
+
+    The law then gives it no effect, so its residuals show the rise: their regression on the logs of all variables has a
+    positive slope by `RISE` standard errors there (as many observations as runs), and the law's own fall is smaller.
+    """
+    names = list(law.variables)
+    columns = [law._columns[law.columns[name]] for name in names]
+    logs = np.stack([np.log(v) for v in columns], 1)
+    fit = np.log(np.asarray(law.loss(*columns, **law.params_), float))
+    residual, run = np.log(law._columns["loss"]) - fit, run_index(law._columns)
+    runs = int(run.max()) + 1
+    design = np.column_stack([np.ones(len(fit)), logs - logs.mean(0)])
+    free = runs - design.shape[1]
+    if free < 2 or np.linalg.cond(design) > 1e6:  # D in proportion to N, say: no telling which of them it is
+        return []
+    inverse = np.linalg.inv(design.T @ design)
+    slope = inverse @ design.T @ residual
+    variance = np.sum((residual - design @ slope) ** 2) / len(fit) * runs / free
+    spread = np.sqrt(np.diag(inverse) * variance * len(fit) / runs)
+    middle, found = np.exp(np.median(logs, 0)), []
+    for j, name in enumerate(names):
+        low, high = (np.where(np.arange(len(names)) == j, end(columns[j]), middle) for end in (np.min, np.max))
+        if not high[j] > low[j]:
+            continue
+        fall = float(np.log(law.loss(*low, **law.params_) / law.loss(*high, **law.params_)) / np.log(high[j] / low[j]))
+        up = float(slope[j + 1])
+        if up > max(RISE * spread[j + 1], fall, 0.0):
+            found.append(
+                f"The loss rises with {name} in these runs (by {100 * (up - fall) * np.log(2):.2g} % for twice the "
+                f"{name}, the other variables equal) and this law can only fall: it gives {name} no effect, and says "
+                f"nothing about larger {name}. Check for runs that diverged, a learning rate that does not transfer, "
+                "or swapped columns."
+            )
+    return found
+
+
+def _numbers(raw: Mapping[str, Any], name: str) -> np.ndarray | None:
+    """A column as floats, 0 where the table has no number; None without the column."""
+    if name not in raw:
+        return None
+    found = np.zeros(len(raw[name]))
+    for i, value in enumerate(raw[name]):
+        try:
+            number = float(value)
+        except (TypeError, ValueError):
+            continue
+        found[i] = number if np.isfinite(number) else 0.0
+    return found

@@ -1,0 +1,145 @@
+"""What the laws say beside their numbers: unequal horizons, losses that rise, repeated data, points below the runs."""
+
+import warnings
+
+import numpy as np
+import pytest
+
+from hf_muscaling.laws import (
+    ChinchillaLaw,
+    ExtrapolationWarning,
+    IdentificationWarning,
+    KaplanLaw,
+    KaplanStepLaw,
+    PowerLaw,
+)
+
+N, D = (v.ravel() for v in np.meshgrid(np.geomspace(1e7, 1e9, 5), np.geomspace(1e9, 3e10, 5)))
+NOISE = np.exp(0.002 * np.random.default_rng(0).normal(size=25))
+RUNS = {"N": N, "D": D, "loss": (1.8 + 480 / N**0.35 + 2100 / D**0.37) * NOISE}
+
+
+def messages(law, table):
+    """Every warning of a fit."""
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        law.fit(table)
+    return [str(w.message) for w in caught]
+
+
+class TestHorizons:
+    n = np.geomspace(1e7, 1e9, 7)
+
+    def table(self, d, **columns):
+        return {"N": self.n, "D": d, "loss": 1.8 + 480 / self.n**0.35 + 2100 / np.asarray(d) ** 0.37} | columns
+
+    def test_a_law_in_n_says_that_runs_differ_in_tokens(self):
+        law = PowerLaw()
+        said = messages(law, self.table(np.geomspace(1e9, 4e9, 7)[[3, 0, 5, 1, 6, 2, 4]]))
+        assert any("different numbers of tokens (D from 1e+09 to 4e+09)" in m for m in said)
+        assert "D from 1e+09 to 4e+09" in law.summary()
+
+    def test_tokens_in_proportion_to_size_are_named(self):
+        (said,) = [m for m in messages(PowerLaw(), self.table(20 * self.n)) if "D/N" in m]
+        assert "D/N = 20" in said
+
+    def test_one_horizon_says_nothing(self):
+        for d in (np.full(7, 2e9), 2e9 * (1 + 0.01 * np.arange(7))):
+            law = PowerLaw()
+            assert not [m for m in messages(law, self.table(d)) if "D" in m]
+            assert "D from" not in law.selection_
+
+    def test_of_curves_the_last_row_counts(self):
+        d = np.tile(np.linspace(1e8, 2e9, 10), 7)
+        n = np.repeat(self.n, 10)
+        table = {"N": n, "D": d, "loss": 1.8 + 480 / n**0.35 + 2100 / d**0.37, "run_id": [f"r{v:.3g}" for v in n]}
+        assert not [m for m in messages(PowerLaw(), table) if "horizon" in m]
+        table["D"] = d * (1 + (n > 5e7))
+        assert [m for m in messages(PowerLaw(), table) if "horizon" in m]
+
+    def test_a_law_in_d_says_that_runs_differ_in_size(self):
+        d = np.geomspace(1e9, 1e11, 7)
+        table = {"D": d, "N": np.geomspace(1e8, 1e7, 7), "loss": 2 + 900 / d**0.3}
+        assert any("of different sizes" in m for m in messages(PowerLaw(variable="D"), table))
+        assert not [m for m in messages(PowerLaw(variable="C"), table | {"C": 6 * table["N"] * d}) if "N" in m]
+
+    def test_a_column_without_numbers_is_no_horizon(self):
+        assert not [m for m in messages(PowerLaw(), self.table(np.full(7, 1e9)) | {"D": [None] * 7}) if "D" in m]
+
+
+class TestRising:
+    up = RUNS | {"loss": (2 + 0.05 * np.log(N / 1e7) + 2100 / D**0.37) * NOISE}
+
+    @pytest.mark.parametrize("law", [ChinchillaLaw(), ChinchillaLaw("huber"), ChinchillaLaw("lad"), KaplanLaw()])
+    def test_a_loss_that_rises_with_size_is_said(self, law):
+        with pytest.warns(IdentificationWarning, match="rises with N in these runs"):
+            law.fit(self.up)
+        assert "rises with N" in law.summary() and "rises with D" not in law.summary()
+        found = law.predict(N=1e8, D=1e10)
+        assert found.low < found.loss < found.high
+
+    def test_so_is_one_that_rises_with_tokens(self):
+        with pytest.warns(IdentificationWarning, match="rises with D in these runs"):
+            ChinchillaLaw().fit(RUNS | {"loss": (2 + 0.05 * np.log(D / 1e9) + 480 / N**0.35) * NOISE})
+
+    def test_where_no_end_is_finite_the_error_says_what_to_check(self):
+        with pytest.raises(Exception, match="N_c overflows.*does not fall"):
+            KaplanLaw("huber").fit(self.up)
+
+    @pytest.mark.parametrize("seed", range(4))
+    def test_noise_is_no_rise(self, seed):
+        rng = np.random.default_rng(seed)
+        flat = RUNS | {"loss": (2 + 2100 / D**0.37) * np.exp(0.005 * rng.normal(size=25))}
+        for table in (RUNS, flat):
+            assert not [m for m in messages(ChinchillaLaw(), table) if "rises" in m]
+
+    def test_tokens_in_proportion_to_size_cannot_be_told_apart(self):
+        line = {"N": N[:5], "D": 20 * N[:5], "loss": np.array([2.0, 2.1, 2.2, 2.3, 2.4])}
+        assert not [m for m in messages(ChinchillaLaw(), line) if "rises" in m]
+
+    def test_steps_and_batches(self):
+        n, s, b = (v.ravel() for v in np.meshgrid([1e6, 1e7, 6e7], [500.0, 2e3, 8e3], [3e4, 1e5, 1e6]))
+        truth = {"N_c": 1e14, "alpha_N": 0.076, "S_c": 3e3, "alpha_S": 0.67, "B_star": 2e8, "alpha_B": 0.21}
+        table = {"N": n, "S": s, "B": b, "loss": KaplanStepLaw.loss(n, s, b, **truth)}
+        assert not [m for m in messages(KaplanStepLaw(), table) if "rises" in m]
+        table["loss"] = table["loss"] * (n / 1e6) ** 0.2
+        assert [m for m in messages(KaplanStepLaw(), table) if "rises with N" in m]
+
+
+class TestBelow:
+    def test_far_below_the_smallest_run_warns(self):
+        law = ChinchillaLaw().fit(RUNS)
+        with pytest.warns(ExtrapolationWarning, match="D lies 20 times below the smallest fitted D"):
+            shown = str(law.predict(N=1e8, D=5e7))
+        assert "20 times below the smallest fitted D" in shown and "0.1 × the largest fitted N" in shown
+
+    def test_near_the_runs_is_quiet(self):
+        law = ChinchillaLaw().fit(RUNS)
+        with warnings.catch_warnings():
+            warnings.simplefilter("error", ExtrapolationWarning)
+            near = law.predict(N=[2e6, 1e9], D=[5e8, 2e11])
+        assert near.below["N"][0] == pytest.approx(5) and near.beyond["D"][1] == pytest.approx(2e11 / 3e10)
+        assert "5 times below the smallest fitted N" in str(near).splitlines()[0]
+
+
+def test_repeated_data_are_named():
+    law = ChinchillaLaw()
+    said = messages(law, RUNS | {"unique_tokens": np.minimum(D, 5e9)})
+    assert any("15 of 25 rows repeat their data, up to 6 times" in m for m in said)
+    assert "repeated up to 6 times" in law.selection_
+    assert not [m for m in messages(ChinchillaLaw(), RUNS | {"unique_tokens": D}) if "repeat" in m]
+    assert not [m for m in messages(ChinchillaLaw(), RUNS | {"unique_tokens": [""] * 25}) if "repeat" in m]
+
+
+@pytest.mark.parametrize("law", [ChinchillaLaw(), KaplanLaw()])
+def test_lines_of_equal_loss(law):
+    law.fit(RUNS)
+    (axes,) = law.plot("contours").axes
+    lines = axes.collections[0]
+    for value, path in zip(lines.levels, lines.get_paths(), strict=True):
+        on = np.asarray(law.loss(*path.vertices.T, **law.params_))
+        np.testing.assert_allclose(on, value, rtol=2e-3)
+    best = next(line for line in axes.lines if "lowest loss" in str(line.get_label()))
+    n, d = best.get_data()
+    for shift in (0.9, 1.1):  # any other N for the same compute does worse
+        assert (law.loss(n * shift, d / shift, **law.params_) > law.loss(n, d, **law.params_)).all()
