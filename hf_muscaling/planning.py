@@ -135,9 +135,9 @@ class Plan:
 def plan_experiment(config: ExperimentConfig, hardware: Hardware | None = None) -> Plan:
     """Return what every run of an experiment costs on the stated hardware, without allocating a model.
 
-    The vocabulary is the one asked for, or a ready tokenizer's. Under DDP and FSDP2 the devices share `batch_size`
-    sequences a step and `accumulation_steps` micro-batches. Raises ConfigurationError if the experiment is impossible,
-    or its batch cannot be shared out. Example, a GPT-2 of 52 billion parameters (nanoLM's 64 layers, width 8192):
+    The vocabulary is the one asked for (`model_fields: {vocab_size: …}` pads it), or a ready tokenizer's. Under DDP and
+    FSDP2 the devices share `batch_size` sequences a step and `accumulation_steps` micro-batches. Raises
+    ConfigurationError if the experiment is impossible, or its batch cannot be shared out. Example, a GPT-2 of 52 billion parameters (nanoLM's 64 layers, width 8192):
 
     >>> from hf_muscaling.configuration import ExperimentConfig
     >>> from hf_muscaling.planning import Hardware, plan_experiment
@@ -221,8 +221,9 @@ def _lengths(config: ExperimentConfig) -> tuple[int, int | None]:
 
 
 def _vocabulary(config: ExperimentConfig) -> int:
-    if config.tokenizer is None:
-        return config.vocab_size
+    fixed = config.further_fields().get("vocab_size")  # a vocabulary padded beyond its tokenizer's tokens
+    if fixed is not None or config.tokenizer is None:
+        return fixed or config.vocab_size
     from hf_muscaling.data.tokenizer import load_tokenizer
 
     return len(load_tokenizer(config.tokenizer))
