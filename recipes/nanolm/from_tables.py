@@ -1,7 +1,6 @@
 """The claims that need no run: Table 4 from published losses, Eq. 1 from every config. Each returns a `Claim`."""
 
 import warnings
-from dataclasses import replace
 from typing import Any
 
 import figures
@@ -10,9 +9,11 @@ from claims import Claim
 from published import COST_RATIOS, FIGURE_3, TABLE_3, TABLE_4, TRIALS, PublishedSeries
 from twins import HERE, TWINS
 
-from hf_muscaling import ExperimentConfig, PowerLaw, plan_experiment
+from hf_muscaling import ExperimentConfig, PowerLaw
 from hf_muscaling.configuration import parse_experiment
+from hf_muscaling.counting import cost_ratio
 from hf_muscaling.errors import FitError
+from hf_muscaling.experiment import experiment_step_flops
 from hf_muscaling.laws.base import IdentificationWarning
 
 
@@ -81,11 +82,11 @@ def cost() -> Claim:
     rows: dict[str, dict[str, float]] = {}
     for name in TWINS:
         config, _ = parse_experiment(["--config", str(HERE / "paper" / f"{name}.yaml")])
-        rows[name] = {f"{TRIALS} trials": _ratio(config), "the config's grid": plan_experiment(config).cost_ratio}
+        rows[name] = {f"{TRIALS} trials": _ratio(config, TRIALS), "the config's grid": _ratio(config)}
         rows[name] |= {"stated in the paper": COST_RATIOS[name]} if name in COST_RATIOS else {}
     for name in TWINS:
         config, _ = parse_experiment(["--config", str(HERE / "twin" / f"{name}.yaml")])
-        rows[f"{name}, twin"] = {"the config's grid": plan_experiment(config).cost_ratio}
+        rows[f"{name}, twin"] = {"the config's grid": _ratio(config)}
     off = [abs(rows[name][f"{TRIALS} trials"] / stated - 1) for name, stated in COST_RATIOS.items()]
     told = "; ".join(f"{n} {rows[n][f'{TRIALS} trials']:.4f} (stated {stated})" for n, stated in COST_RATIOS.items())
     return Claim(
@@ -97,12 +98,14 @@ def cost() -> Claim:
     )  # fmt: skip
 
 
-def _ratio(config: ExperimentConfig) -> float:
-    """Eq. 1 with the paper's trials, at the config's own vocabulary."""
-    middle = replace(config, init_stds=config.init_stds[:1], output_multipliers=config.output_multipliers[:1])
-    if len(middle.learning_rates) != TRIALS:
-        raise ValueError(f"The grid has {len(middle.learning_rates)} learning rates, the paper's {TRIALS} trials.")
-    return plan_experiment(middle).cost_ratio
+def _ratio(config: ExperimentConfig, trials: int | None = None) -> float:
+    """Eq. 1 with nanoLM's formula for the FLOPs of a step; by default with the trials of the config's whole grid."""
+    vocabulary = config.further_fields().get("vocab_size", config.vocab_size)
+    cells = len(config.learning_rates) * len(config.init_stds) * len(config.output_multipliers)
+    steps = {w: experiment_step_flops(config, w, vocabulary) for w in {*config.widths, config.base_width}}
+    proxies = [steps[w] for w in config.widths if w != config.base_width]
+    target = experiment_step_flops(config, config.target_width, vocabulary)
+    return cost_ratio(steps[config.base_width], trials or cells, proxies, target)
 
 
 FROM_TABLES = {f.__name__: f for f in (published, cost)}
