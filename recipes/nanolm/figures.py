@@ -111,7 +111,7 @@ def averages(
 
 def published(rows: Sequence[dict[str, Any]]) -> Figure:
     """Draw published series with their laws, the largest held out, and the relative deviations of the coefficients."""
-    figure = Figure(figsize=(10, 4.2), layout="constrained")
+    figure = Figure(figsize=(9, 3.9), layout="constrained")
     left, right = figure.subplots(1, 2, width_ratios=(3, 2))
     for colour, row in zip(COLOURS, rows, strict=False):
         N, loss, p = np.array(row["N"]), np.array(row["loss"]), row["params"]
@@ -151,7 +151,7 @@ def costs(rows: dict[str, dict[str, float]]) -> Figure:
     axes.set_xticks(range(len(rows)), list(rows), fontsize=8, rotation=15)
     axes.set(yscale="log", ylabel="grid and proxies / target, FLOPs", title="Cost ratio (Eq. 1)")
     axes.yaxis.set_minor_locator(NullLocator())
-    axes.set_ylim(top=axes.get_ylim()[1] * 1.6)
+    axes.set_ylim(0.05, axes.get_ylim()[1] * 1.6)
     axes.grid(alpha=0.25, axis="y")
     axes.legend(frameon=False, ncols=len(kinds), fontsize=8)
     return figure
