@@ -70,6 +70,7 @@ _HOME = {
         "extrapolation_grid",
         "wsd_schedule",
     ),
+    "budget": ("Advice", "Assumptions", "BudgetPlan", "ProxyOption", "advise", "expected_interval", "plan_budget"),
     "readers": ("RunTable", "read_runs"),
     "data": ("DataConfig", "prepare_data"),
     "hub.folders": ("pull_experiment", "push_experiment"),
@@ -94,6 +95,15 @@ def __dir__() -> list[str]:
 
 if TYPE_CHECKING:
     from hf_muscaling.base_shapes import config_with_base_shapes, read_base_shapes, write_base_shapes
+    from hf_muscaling.budget import (
+        Advice,
+        Assumptions,
+        BudgetPlan,
+        ProxyOption,
+        advise,
+        expected_interval,
+        plan_budget,
+    )
     from hf_muscaling.checks.coordinate import coordinate_check
     from hf_muscaling.checks.coordinates import CoordinateCheck
     from hf_muscaling.checks.depth import DepthCheck, depth_check
