@@ -137,8 +137,8 @@ def plan_experiment(config: ExperimentConfig, hardware: Hardware | None = None) 
 
     The vocabulary is the one asked for (`model_fields: {vocab_size: …}` pads it), or a ready tokenizer's. Under DDP and
     FSDP2 the devices share `batch_size` sequences a step and `accumulation_steps` micro-batches. Raises
-    ConfigurationError if the experiment is impossible, or its batch cannot be shared out. Example, a GPT-2 of 52 billion
-    parameters (nanoLM's 64 layers, width 8192):
+    ConfigurationError if the experiment is impossible, or its batch cannot be shared out. Example, a GPT-2 of 52
+    billion parameters (nanoLM's 64 layers, width 8192):
 
     >>> from hf_muscaling.configuration import ExperimentConfig
     >>> from hf_muscaling.planning import Hardware, plan_experiment
