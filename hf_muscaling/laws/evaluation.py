@@ -16,7 +16,9 @@ import numpy as np
 
 from ..errors import ConfigurationError, FitError
 from .base import ScalingLaw
+from .regression import RegressionLaw
 from .table import _columns, read_table, run_labels
+from .together import estimate_together
 
 LAST = 0.3  #: share of a target's training that is scored, the Guide's
 _AXES = ("D", "S", "step", "C")
@@ -152,6 +154,37 @@ def evaluate_extrapolation(
     if fitted is None or not found:
         raise FitError(f"No origin of the table could be fitted. The last reason: {skipped[-1]}")
     return _summed(found, skipped, fitted, level)
+
+
+def evaluate_together(
+    table: Any, law: RegressionLaw, target: Any, settings: Sequence[tuple[float, float, int]], last: float = LAST
+) -> list[float]:
+    """The ARE that `evaluate_extrapolation` gives for each (window, seen, models) without intervals, NaN where no law
+    can be fitted; for the laws of `together.batched`.
+    """
+    found = [float("nan")] * len(settings)
+    try:
+        runs = _Runs.of(table, law)
+        targets = runs.targets(target)
+    except FitError:
+        return found
+    able, parts = [], []
+    for i, (window, seen, models) in enumerate(settings):
+        one = type(law)(**{**law.settings(), "window": window})
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", UserWarning)
+            try:
+                train = runs.before(targets, seen, models)
+                columns = one._selected(runs.take(train))[0]
+            except FitError:
+                continue
+        able.append((i, one, train))
+        parts.append(columns)
+    for (i, one, train), columns, params in zip(able, parts, estimate_together(law, parts), strict=True):
+        if params is not None:
+            one._set(columns, params, float("nan"))
+            found[i] = float(np.mean([t.are for t in _score(one, runs, targets, train, last, None)]))
+    return found
 
 
 def _summed(found: Sequence[Target], skipped: Sequence[str], law: ScalingLaw, level: float | None) -> Extrapolation:

@@ -14,10 +14,13 @@ import numpy as np
 
 from ..errors import ConfigurationError, FitError
 from .base import ScalingLaw
-from .evaluation import evaluate_extrapolation
+from .evaluation import evaluate_extrapolation, evaluate_together
 from .selection import run_index
 from .table import _columns, run_labels
+from .together import batched
 
+AT_ONCE = 128  #: cells fitted together
+_Task = tuple[ScalingLaw, Any, list[tuple[float, float, int]]]  #: a law, the target, and (window, seen, models)
 PERCENTAGES = tuple(round(0.1 * k, 1) for k in range(1, 11))
 
 
@@ -103,13 +106,17 @@ def extrapolation_grid(
         if not models:
             raise FitError(f"The table has {whole} sizes below the target; a map needs at least 3. Add sizes.")
     shape = (len(laws), len(windows), len(models), len(seen))
-    prototypes = [type(law)(**{**law.settings(), "window": w}) for law in laws.values() for w in windows]
-    cells = [(prototype, share, count, target) for prototype in prototypes for count in models for share in seen]
+    settings = [(window, share, count) for window in windows for count in models for share in seen]
+    tasks: list[_Task] = []
+    for law in laws.values():
+        size = AT_ONCE if batched(law) and target != "rolling" else 1
+        tasks += [(law, target, settings[i : i + size]) for i in range(0, len(settings), size)]
     start, found = time.perf_counter(), []
-    for value in _evaluated(raw, cells, processes):
-        found.append(value)
-        if progress is not None:
-            progress(len(found), len(cells))
+    for values in _evaluated(raw, tasks, processes):
+        for value in values:
+            found.append(value)
+            if progress is not None:
+                progress(len(found), len(laws) * len(settings))
     are = np.array(found).reshape(shape)
     fits = int(np.isfinite(are).sum())
     if not fits:
@@ -120,14 +127,14 @@ def extrapolation_grid(
     )
 
 
-def _evaluated(raw: dict[str, np.ndarray], cells: Sequence[Any], processes: int) -> Iterator[float]:
+def _evaluated(raw: dict[str, np.ndarray], tasks: Sequence[_Task], processes: int) -> Iterator[list[float]]:
     """ARE of every cell in order, NaN where no law could be fitted (too few rows or sizes, blank in the map)."""
     if processes <= 1:
         _share(raw)
-        yield from map(_cell, cells)
+        yield from map(_cells, tasks)
         return
     with ProcessPoolExecutor(processes, get_context("spawn"), _share, (raw,)) as pool:
-        yield from pool.map(_cell, cells, chunksize=max(1, min(16, len(cells) // (4 * processes))))
+        yield from pool.map(_cells, tasks, chunksize=max(1, min(16, len(tasks) // (4 * processes))))
 
 
 _TABLE: dict[str, np.ndarray] = {}
@@ -139,12 +146,18 @@ def _share(raw: dict[str, np.ndarray]) -> None:
     _TABLE.update(raw)
 
 
-def _cell(task: tuple[ScalingLaw, float, int, Any]) -> float:
-    law, share, count, target = task
-    try:
-        return evaluate_extrapolation(_TABLE, law, target, seen=share, models=count, level=None).are
-    except FitError:
-        return float("nan")
+def _cells(task: _Task) -> list[float]:
+    law, target, settings = task
+    if batched(law) and target != "rolling":
+        return evaluate_together(_TABLE, law, target, settings)
+    found = []
+    for window, share, count in settings:
+        one = type(law)(**{**law.settings(), "window": window})
+        try:
+            found.append(evaluate_extrapolation(_TABLE, one, target, seen=share, models=count, level=None).are)
+        except FitError:
+            found.append(float("nan"))
+    return found
 
 
 def _whole(raw: dict[str, np.ndarray], laws: Mapping[str, ScalingLaw], target: Any) -> int:

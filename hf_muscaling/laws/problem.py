@@ -27,7 +27,8 @@ Derivatives = tuple[np.ndarray, np.ndarray, np.ndarray]
 @dataclass(frozen=True)
 class Problem:
     """Regressions on the same rows: covariates `x` (n, p), the term `term[j]` that parameter j belongs to, losses (n,),
-    weights (n,) or, one set for each regression, (m, n), and bounds of theta.
+    weights (n,) or, one set for each regression, (m, n), and bounds of theta; likewise the prior's `centre` and
+    `precision`, (p,) or (m, p).
     """
 
     x: np.ndarray
@@ -126,10 +127,11 @@ class Problem:
                 value[part], gradient[part], hessian[part] = self._derivatives(theta[part], delta, weight)
         if self.precision is not None and self.centre is not None:
             away = theta - (self.centre if rows is None or self.centre.ndim == 1 else self.centre[rows])
-            pulled = away * self.precision
+            precision = self.precision if rows is None or self.precision.ndim == 1 else self.precision[rows]
+            pulled = away * precision
             value = value + 0.5 * (away * pulled).sum(-1)
             gradient = gradient + pulled
-            hessian = hessian + np.diag(self.precision)
+            hessian = hessian + precision[..., None] * np.eye(p)
         return value, gradient, hessian
 
     def _derivatives(self, theta: np.ndarray, delta: float | None, weight: np.ndarray) -> Derivatives:

@@ -32,6 +32,36 @@ def test_cells_are_single_evaluations():
     assert "16 laws fitted" in str(grid)
 
 
+@pytest.mark.parametrize(
+    "law",
+    [
+        ChinchillaLaw(),
+        KaplanLaw(),
+        ChinchillaLaw(fixed={"A": 480.0, "alpha": 0.35}),
+        ChinchillaLaw(prior={"E": (1.8, 0.1), "beta": (0.37, 0.02)}),
+    ],
+)
+def test_laws_fitted_together_are_laws_fitted_alone(law):
+    rng = np.random.default_rng(0)
+    table = [row | {"loss": row["loss"] * np.exp(0.003 * rng.normal())} for row in curves(0.3, checkpoints=8)]
+    grid = extrapolation_grid(table, {"law": law}, (0.0, 0.3), (0.4, 1.0), (2, 3, 5), checkpoints=None)
+    for row in grid.rows():
+        one = type(law)(**law.settings() | {"window": row["window"]})
+        try:
+            alone = evaluate_extrapolation(table, one, seen=row["seen"], models=row["models"], level=None).are
+        except FitError:
+            assert row["are"] is None
+        else:
+            assert row["are"] == pytest.approx(alone, rel=1e-3, abs=2e-6)
+    assert grid.fits >= 8 and not np.allclose(grid.are[..., 0], grid.are[..., 1], atol=2e-5, equal_nan=True)
+
+
+def test_a_law_without_its_columns_is_blank_beside_others():
+    table = [{name: row[name] for name in ("run_id", "N", "loss")} | {"step": row["D"] / 1e6} for row in curves()]
+    grid = extrapolation_grid(table, {"p": PowerLaw(), "c": ChinchillaLaw()}, (0.3,), (1.0,), (4,))
+    assert np.isfinite(grid.are[0]).all() and np.isnan(grid.are[1]).all()
+
+
 def test_a_start_that_does_not_follow_the_law_is_visible_in_the_map():
     """With a bump, the window that drops it is better by far; without one (the control) both recover the truth."""
     laws = {"chinchilla": ChinchillaLaw("least_squares")}
