@@ -48,6 +48,8 @@ _HOME = {
         "mu_variant",
         "verify_variant",
     ),
+    "designs.compare": ("Comparison", "compare_designs"),
+    "designs.verdict": ("Verdict", "compare_series"),
     "counting": ("count_parameters", "training_flops"),
     "planning": ("Hardware", "Plan", "plan_experiment"),
     "sweep": ("SweepOptions", "run_sweep"),
@@ -119,6 +121,8 @@ if TYPE_CHECKING:
     )
     from hf_muscaling.counting import count_parameters, training_flops
     from hf_muscaling.data import DataConfig, prepare_data
+    from hf_muscaling.designs.compare import Comparison, compare_designs
+    from hf_muscaling.designs.verdict import Verdict, compare_series
     from hf_muscaling.hub.folders import pull_experiment, push_experiment
     from hf_muscaling.hub.proxies import push_proxy
     from hf_muscaling.laws import (

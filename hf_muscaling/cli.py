@@ -10,6 +10,7 @@ from hf_muscaling.errors import MuScalingError, Preempted
 
 COMMANDS = {
     "run-series": ("run_series", "train a series, fit its law, predict a larger model"),
+    "compare": ("compare", "which of several designs wins at the target, from proxies, and how sure that is"),
     "plan": ("plan", "parameters, FLOPs and memory of every run, and what fits, before anything runs"),
     "sweep": ("sweep", "search hyperparameters at base width, with any number of workers on one study"),
     "fit": ("fit", "fit a law to runs you already have, predict a larger one"),
@@ -44,6 +45,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def run_series(arguments: Sequence[str] | None = None, description: str | None = None) -> int:
     """Run the experiment that the flags describe and print its prediction; returns the exit status."""
     from hf_muscaling.commands.run_series import run
+
+    return guarded(lambda: run(arguments, description))
+
+
+def compare(arguments: Sequence[str] | None = None, description: str | None = None) -> int:
+    """Compare the designs that the arguments name and print the verdict; returns the exit status."""
+    from hf_muscaling.commands.compare import run
 
     return guarded(lambda: run(arguments, description))
 
