@@ -34,9 +34,10 @@ def run(arguments: Sequence[str] | None, description: str | None = None) -> None
     from hf_muscaling.designs.report import headline
     from hf_muscaling.designs.verdict import CALL
 
+    threshold = CALL if given.threshold is None else given.threshold
     comparison = compare_designs(
         read_designs(files, rest), given.target_N, target_width=given.target_width,
-        output_dir=given.output_dir, verify=given.verify, threshold=CALL if given.threshold is None else given.threshold,
+        output_dir=given.output_dir, verify=given.verify, threshold=threshold,
         heldout_of=given.heldout_of, different_horizons=given.different_horizons,
     )  # fmt: skip
     if comparison.is_main_process:

@@ -119,7 +119,7 @@ def heldout_documents(data: PackedData) -> list[Document]:
 
     ids = np.asarray(data.heldout.blocks).reshape(-1).astype(np.int64)
     ends = np.flatnonzero(ids == data.tokenizer.eos_token_id)
-    starts = np.concatenate([[0], ends[:-1] + 1]) if len(ends) else []
+    starts = np.concatenate([[0], ends + 1])[:-1]
     backend = data.tokenizer.backend_tokenizer
     texts = [
         backend.decode(ids[i:j].tolist(), skip_special_tokens=False) for i, j in zip(starts, ends, strict=True) if j > i

@@ -12,7 +12,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import combinations
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
@@ -69,7 +68,7 @@ class Comparison:
         return None if first is None or second is None else float(np.log(first / second))
 
     def right(self, call: Call) -> bool | None:
-        """Whether the design called really has the lower loss; None if nothing was called or the targets not trained."""
+        """Whether the design called has the lower loss; None if nothing was called or the targets were not trained."""
         found = self.actual_difference(call)
         if call.winner is None or found is None:
             return None
@@ -173,15 +172,23 @@ def judge(results: Mapping[str, ExperimentResult], ground: CommonGround, thresho
         one = float(np.exp(np.log(sizes).mean()))
         equal = compare_fitted([replace(d, N=one) for d in designs], threshold=threshold, level=level)
     pairs = list(combinations(results, 2))
-    next_size = {name: float(next_proxy(r.config, ground.setups[name].base)) for name, r in results.items()}
-    target_flops = {name: _flops(result, ground.setups[name]) for name, result in results.items()}
+    widths: dict[tuple[str, float], int] = {(d.name, float(n)): w for d in designs for n, w in _widths(d)}
+    next_size = {}
+    for name, result in results.items():
+        width, N = next_proxy(result.config, ground.setups[name].base)
+        widths[name, float(N)], next_size[name] = width, float(N)
+
+    def flops(name: str, N: float) -> float:
+        return _flops(results[name], ground.setups[name], widths[name, N])
+
+    target_flops = {name: _flops(r, ground.setups[name], r.config.target_width) for name, r in results.items()}
     return Comparison(
         results=dict(results),
         ground=ground,
         verdict=verdict,
         at_equal_size=equal,
         crossings={p: crossing(verdict, *p) for p in pairs},
-        purchases={p: purchases(verdict, *p, next_size) for p in pairs},
+        purchases={p: purchases(verdict, *p, next_size, flops) for p in pairs},
         spent={name: result.cost_ratio * target_flops[name] for name, result in results.items()},
         target_flops=target_flops,
     )
@@ -193,7 +200,11 @@ def _fitted(name: str, result: ExperimentResult, ground: CommonGround) -> Fitted
     return FittedDesign(name, result.law, runs, float(result.target_N), seeds, ground.scales[name])  # type: ignore[arg-type]
 
 
-def _flops(result: ExperimentResult, setup: ExperimentSetup) -> float:
-    """The FLOPs of training a target once, by nanoLM's formula."""
-    config: Any = result.config
-    return config.steps * experiment_step_flops(config, config.target_width, setup.base.vocab_size)
+def _widths(design: FittedDesign) -> set[tuple[float, int]]:
+    """(N as the law counts it, width) of a design's proxies."""
+    return {(float(getattr(run, design.law.columns["N"])), run.width) for run in design.runs}
+
+
+def _flops(result: ExperimentResult, setup: ExperimentSetup, width: int) -> float:
+    """The FLOPs of training a design at a width once, by nanoLM's formula."""
+    return result.config.steps * experiment_step_flops(result.config, width, setup.base.vocab_size)

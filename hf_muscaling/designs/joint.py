@@ -68,7 +68,7 @@ class Predictive:
         square = data.tau**2 * outside ** (2 * data.power)
         if data.rho is not None:
             square = square + data.sigma**2 * data.rho * np.log(largest / target) ** 2
-        curve = np.asarray(law.loss(target, **data.params), float)
+        curve = np.asarray(law.loss(target, *(data.params[name] for name in "abc")))
         return cls(np.log(np.maximum(curve, 1e-300)), data.sigma, np.sqrt(square), np.log(-data.params["b"]))
 
 

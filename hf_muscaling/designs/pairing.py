@@ -81,7 +81,7 @@ class FittedRuns:
         """Collect a design's runs; `target` is the N of its prediction."""
         finished = [run for run in runs if run.finished]
         size = np.array([float(getattr(run, law.columns["N"])) for run in finished])
-        log = np.log([run.loss for run in finished])
+        log = np.log(np.array([run.loss for run in finished], float))
         residual = log - np.log(law.loss(size, **law.params_))
         return cls(size, np.array([run.seed for run in finished]), residual, leverages(law, size, residual, target))
 

@@ -1,4 +1,4 @@
-"""The picture of a comparison: the designs' curves with bands, fitted range, extrapolation, targets, and differences."""
+"""The picture of a comparison: the designs' curves with bands, extrapolation shaded, targets, and differences."""
 
 from __future__ import annotations
 
@@ -64,7 +64,7 @@ def _curves(axes: Any, comparison: Comparison) -> None:
     axes.set(
         xscale="log", yscale="log", xlim=(start, end), xlabel=label, ylabel=f"held-out loss, {comparison.ground.unit}"
     )
-    axes.yaxis.set_major_locator(LogLocator(10, subs=np.arange(1, 10, 0.25)))
+    axes.yaxis.set_major_locator(LogLocator(10, subs=list(np.arange(1, 10, 0.25))))
     axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:.2f}"))
     axes.yaxis.set_minor_formatter(NullFormatter())
     axes.grid(alpha=0.25, which="both")
@@ -95,4 +95,4 @@ def _differences(axes: Any, comparison: Comparison, calls: list[Any]) -> None:
     axes.set_title(f"At the target, {comparison.verdict.level:.0%} interval")
     axes.grid(alpha=0.25, axis="x")
     if axes.get_legend_handles_labels()[1]:
-        axes.legend(frameon=False, fontsize=8, loc="lower right")
+        axes.legend(frameon=False, fontsize=8, loc="lower left")

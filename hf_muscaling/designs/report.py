@@ -110,10 +110,10 @@ def comparison_text(comparison: Comparison) -> str:
         )
     lines += ["", "## The verdict", "", *_matrix(c), ""]
     lines.append(
-        f"A pair is called from a probability of {verdict.threshold:g} on. It comes from both laws' posterior draws, the "
-        "noise of the targets' own runs and the laws' drift beyond the proxies, correlated as far as matched runs' "
-        "residuals are, with exponents pooled in part (hf_muscaling.designs.joint). The predictions above are least "
-        "squares, or what `objective` says; the probability is the posterior's, and leans on them only through the runs."
+        f"A pair is called from a probability of {verdict.threshold:g} on. It comes from both laws' posterior draws, "
+        "the noise of the targets' own runs and the laws' drift beyond the proxies, correlated as far as matched runs' "
+        "residuals are, with exponents pooled in part (hf_muscaling.designs.joint). The predictions above are the "
+        "curves fitted with `objective`; the probability is the posterior's, so that the two can lean apart a little."
     )
     if c.at_equal_size is not None:
         size = c.at_equal_size.designs[0].N
@@ -165,9 +165,10 @@ def _pair(c: Comparison, call: Any) -> list[str]:
     lines.append(
         f"* Probability that the order at the largest common proxy has turned by the target: {crossed.turned:.2f}."
     )
+    both = c.target_flops[call.first] + c.target_flops[call.second]
     lines += [
-        f"* What more would buy: {p}, {p.flops / sum(c.target_flops[n] for n in (call.first, call.second)):.0%} of both "
-        f"targets; a difference that stays would then have probability {p.probability:.3f}."
+        f"* What more would buy: {p}, {p.flops / both:.0%} of both targets; a difference that stays would then have "
+        f"probability {p.probability:.3f}."
         for p in c.purchases[call.first, call.second]
     ]
     actual = c.actual_difference(call)

@@ -43,8 +43,8 @@ def width_for(config: ExperimentConfig, base: Any, N: float) -> int:
     return width
 
 
-def next_proxy(config: ExperimentConfig, base: Any) -> int:
-    """Return N of one more proxy: the width halfway (in log) between the widest proxy and the target that is possible.
+def next_proxy(config: ExperimentConfig, base: Any) -> tuple[int, int]:
+    """Return width and N of one more proxy: the possible width halfway (in log) between widest proxy and target.
 
     The target itself, if nothing lies between.
     """
@@ -58,7 +58,7 @@ def next_proxy(config: ExperimentConfig, base: Any) -> int:
     )
     for width in [*between, target]:
         try:
-            return count_parameters(base.at_width(width), config.count)  # type: ignore[arg-type]
+            return width, count_parameters(base.at_width(width), config.count)  # type: ignore[arg-type]
         except ConfigurationError:
             continue
     raise ConfigurationError(f"{config.architecture}: no width up to {target} is possible.")

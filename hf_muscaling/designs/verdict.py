@@ -1,4 +1,4 @@
-"""The verdict: which design's target will have the lower loss, with what probability, or that it is too close to call."""
+"""The verdict: which design's target will have the lower loss, how sure that is, or that it is too close to call."""
 
 from __future__ import annotations
 
@@ -163,8 +163,16 @@ def _call(
     low, middle, high = np.quantile(difference, (0.5 * (1 - level), 0.5, 0.5 * (1 + level)))
     winner = names[j] if probability >= threshold else names[k] if probability <= 1 - threshold else None
     return Call(
-        names[j], names[k], probability, float(middle), float(low), float(high), float(difference.std()), pairing, winner
-    )  # fmt: skip
+        first=names[j],
+        second=names[k],
+        probability=probability,
+        difference=float(middle),
+        low=float(low),
+        high=float(high),
+        spread=float(difference.std()),
+        pairing=pairing,
+        winner=winner,
+    )
 
 
 def compare_series(
