@@ -27,9 +27,9 @@ are, and so does a set of runs that determines its exponent. Each design's own i
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from scipy.special import ndtr, ndtri
@@ -68,7 +68,8 @@ class Predictive:
         square = data.tau**2 * outside ** (2 * data.power)
         if data.rho is not None:
             square = square + data.sigma**2 * data.rho * np.log(largest / target) ** 2
-        curve = np.asarray(law.loss(target, *(data.params[name] for name in "abc")))
+        loss: Callable[..., Any] = law.loss
+        curve = np.asarray(loss(target, **data.params), float)
         return cls(np.log(np.maximum(curve, 1e-300)), data.sigma, np.sqrt(square), np.log(-data.params["b"]))
 
 
