@@ -52,7 +52,7 @@ class Pairing:
         >>> Pairing(0, 0.0, 0.0, 0.0, False).quantiles(np.array([0.1, 0.5, 0.9])).round(2) + 0.0
         array([-0.51,  0.  ,  0.51])
         >>> Pairing(30, 27.0, 0.9, 1.0, True).quantiles(np.array([0.5])).round(1)
-        array([0.9])
+        array([0.8])
         """
         log = (PRIOR + 0.5 * self.dof) * np.log1p(-(_GRID**2))
         if self.dof > 0:
