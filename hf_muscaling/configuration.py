@@ -55,6 +55,9 @@ class ExperimentConfig:
     learning_rates: list[float] = _option([4e-3, 8e-3, 1.6e-2], "Grid of learning rates at base width.")
     init_stds: list[float] = _option([0.05], "Grid of initial stds at base width (T5: of attention matrices).")
     output_multipliers: list[float] = _option([1.0], "Grid of output multipliers.")
+    learning_rate_law: str | None = _option(
+        None, "JSON of a LearningRateLaw: the grid of learning rates moves to its rate for this horizon and batch size."
+    )
     steps: int = _option(800, "Optimizer steps of every run.")
     batch_size: int = _option(32, "Sequences per optimizer step, over all processes.")
     accumulation_steps: int = _option(1, "Micro-batches per step.")
