@@ -111,10 +111,12 @@ def run_experiment(
     from accelerate import PartialState
 
     from hf_muscaling.folders import writable_folder
+    from hf_muscaling.horizon import centred_rates
     from hf_muscaling.interruption import listening
     from hf_muscaling.report import write_report
     from hf_muscaling.workers import Workers
 
+    config = centred_rates(config)
     config.base_config()
     folder = writable_folder(config.output_dir)
     args = config.training_arguments()

@@ -19,7 +19,7 @@ from hf_muscaling.runs import Run
 
 if TYPE_CHECKING:
     from hf_muscaling.experiment import ExperimentSetup
-    from hf_muscaling.laws.learning_rate import LearningRateLaw
+    from hf_muscaling.laws import LearningRateLaw
 
 logger = logging.getLogger(__name__)
 
@@ -113,7 +113,7 @@ class HorizonSweep:
         best = {}
         for extension in range(EXTENSIONS + 1):
             self.train((cell, self.rate(k), 0) for cell in cells for k in grid[cell])
-            best = {c: min(grid[c], key=lambda k, c=c: self.loss(c, self.rate(k))) for c in cells}
+            best = {cell: self._lowest(cell, grid[cell]) for cell in cells}
             edges = {c: k for c, k in best.items() if k in (grid[c][0], grid[c][-1])}
             if not edges or extension == EXTENSIONS:
                 break
@@ -127,6 +127,9 @@ class HorizonSweep:
         seeds = range(self.config.seeds)
         self.train((c, self.rate(k + step), seed) for c, k in best.items() for step in FINE for seed in seeds)
         return list(self.runs.values())
+
+    def _lowest(self, cell: Cell, grid: Sequence[int]) -> int:
+        return min(grid, key=lambda k: self.loss(cell, self.rate(k)))
 
     def _arguments(self, cell: Cell) -> Any:
         args = copy.deepcopy(self.args)
@@ -180,7 +183,7 @@ def hold_out(sweep: HorizonSweep, law: "LearningRateLaw", level: float = 0.9) ->
     """
     import warnings
 
-    from hf_muscaling.laws.learning_rate import LearningRateLaw
+    from hf_muscaling.laws import LearningRateLaw
 
     rows = table_of(sweep.runs.values())
     longest = max(row["D"] for row in rows)
@@ -188,9 +191,9 @@ def hold_out(sweep: HorizonSweep, law: "LearningRateLaw", level: float = 0.9) ->
     length = sweep.config.sequence_length
     pairs = []
     for found in law.cells_:
-        if found.D != longest or found.lr is None:
+        if found.lr is None or abs(found.D / longest - 1) > 1e-6:
             continue
-        same = [c for c in shorter.cells_ if c.B == found.B and c.lr is not None]
+        same = [c for c in shorter.cells_ if abs(c.B / found.B - 1) < 1e-6 and c.lr is not None]
         if not same:
             continue
         with warnings.catch_warnings():
@@ -201,10 +204,12 @@ def hold_out(sweep: HorizonSweep, law: "LearningRateLaw", level: float = 0.9) ->
         pairs.append((found, p, cell, [float(f"{lr:.3g}") for lr in (p.lr, kept, found.lr)]))
     seeds = range(sweep.config.seeds)
     sweep.train((cell, rate, seed) for _, _, cell, rates in pairs for rate in rates for seed in seeds)
-    return [
-        HeldOut(found.D, found.B, p.lr, p.low, p.high, rates[1], found.lr, *(sweep.loss(cell, r, seeds) for r in rates))
-        for found, p, cell, rates in pairs
-    ]
+    out = []
+    for found, p, cell, rates in pairs:
+        losses = [sweep.loss(cell, rate, seeds) for rate in rates]
+        optimum = found.lr or math.nan
+        out.append(HeldOut(found.D, found.B, float(p.lr), float(p.low), float(p.high), rates[1], optimum, *losses))
+    return out
 
 
 def centred_rates(config: ExperimentConfig) -> ExperimentConfig:
@@ -216,7 +221,7 @@ def centred_rates(config: ExperimentConfig) -> ExperimentConfig:
     """
     if not config.learning_rate_law:
         return config
-    from hf_muscaling.laws.learning_rate import LearningRateLaw
+    from hf_muscaling.laws import LearningRateLaw
 
     law = LearningRateLaw.from_json(config.learning_rate_law)
     p = law.predict(D=config.tokens_per_run, B=config.batch_size * config.sequence_length, level=config.level)

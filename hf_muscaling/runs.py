@@ -135,7 +135,9 @@ class Series(Sequence[Run]):
 
     def to_rows(self) -> list[dict[str, Any]]:
         """Return the finished runs as the table that laws fit: one dict a run."""
-        keys = ("N", "N_non_embedding", "D", "S", "B", "C", "loss", "run_id", "seed", "width", "family", "precision")
+        keys = (
+            "N", "N_non_embedding", "D", "S", "B", "C", "loss", "run_id", "seed", "width", "lr", "family", "precision",
+        )  # fmt: skip
         return [{key: getattr(run, key) for key in keys} for run in self.runs if run.finished]
 
     def to_jsonl(self, path: str | os.PathLike[str]) -> None:

@@ -1,6 +1,6 @@
 """How should the learning rate at base width move with the token horizon and the batch size? Measured, not assumed.
 
-    accelerate launch recipes/horizon.py                               # 4 horizons × 3 batch sizes on the embedded corpus
+    accelerate launch recipes/horizon.py           # 4 horizons × 3 batch sizes on the embedded corpus
     accelerate launch recipes/run_series.py --learning_rate_law runs/horizon/law.json --learning_rates 8e-3
 
 Trains a lattice of rates at base width in every cell, follows each minimum, fits lr*(D, B) = lr0·(D/D0)^-gamma·
@@ -25,12 +25,12 @@ DEFAULTS = [
 
 def main() -> None:
     """Sweep, fit, hold out, write the table, the law and the plots."""
+    from hf_muscaling import LearningRateLaw
     from hf_muscaling.configuration import parse_experiment
     from hf_muscaling.experiment import prepare_experiment
     from hf_muscaling.folders import writable_folder
     from hf_muscaling.horizon import HorizonSweep, hold_out, horizon_cells, table_of
     from hf_muscaling.interruption import listening
-    from hf_muscaling.laws.learning_rate import LearningRateLaw
     from hf_muscaling.plotting import save_figure
     from hf_muscaling.readers import RunTable
     from hf_muscaling.readers.files import columns_of
@@ -63,8 +63,8 @@ def main() -> None:
         for h in found:
             print(
                 f"\nHeld out: D = {h.D:,.0f}, B = {h.B:,.0f}: predicted rate {h.predicted:.3g} "
-                f"[{h.low:.3g}, {h.high:.3g}] gives {h.predicted_loss:.4f}; that of the shortest horizon, {h.kept:.3g}, "
-                f"{h.kept_loss:.4f}; the best, {h.optimum:.3g}, {h.optimum_loss:.4f}"
+                f"[{h.low:.3g}, {h.high:.3g}] gives {h.predicted_loss:.4f}; that of the shortest horizon, "
+                f"{h.kept:.3g}, {h.kept_loss:.4f}; the best, {h.optimum:.3g}, {h.optimum_loss:.4f}"
             )
         print(f"\nLaw: {folder}/law.json\nPlots: {folder}/horizon.png, {folder}/landscapes.png")
 

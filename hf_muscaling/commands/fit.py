@@ -10,6 +10,7 @@ from hf_muscaling.errors import ConfigurationError
 from hf_muscaling.laws import (
     AnnealingLaw,
     DownstreamLaw,
+    LearningRateLaw,
     Prediction,
     ScalingLaw,
     TwoStage,
@@ -38,6 +39,9 @@ _SCHEDULES: dict[str, Callable[..., Any]] = {
     "wsd": wsd_schedule,
 }
 
+_OWN_FLAGS = {"downstream": ("chance", "form", "first"), "learning-rate": ("gamma", "delta")}
+"""Laws that are fitted to something else than losses over N and D, and the flags that only they take."""
+
 
 def run(arguments: Sequence[str]) -> None:
     """Read runs, fit a law, print its summary and the predictions asked for; plot and save it on request."""
@@ -46,8 +50,9 @@ def run(arguments: Sequence[str]) -> None:
         "Fit a scaling law to runs you already have and predict a larger one.",
         "examples: muscaling fit runs.csv --law chinchilla --predict N=7e9 D=2e12 --plot law.png --save law.json; "
         "muscaling fit curves.csv --law annealing --predict schedule=cosine steps=72000 peak=3e-4 warmup=2000; "
-        "muscaling fit scores.csv --law downstream --chance 0.25 --first law.json --predict N=7e9 D=2e12",
-        extra=(*ONE_MODEL, "downstream"),
+        "muscaling fit scores.csv --law downstream --chance 0.25 --first law.json --predict N=7e9 D=2e12; "
+        "muscaling fit sweep.csv --law learning-rate --predict D=1e12 B=4e6",
+        extra=(*ONE_MODEL, *_OWN_FLAGS),
     )
     parser.add_argument(
         "--predict", nargs="+", action="append", metavar="X=VALUE", default=[],
@@ -60,15 +65,18 @@ def run(arguments: Sequence[str]) -> None:
     add("--chance", type=float, help="score of guessing, 0.25 for four answers; by default the column chance, or 0")
     add("--form", help="sigmoid (default) or linear")
     add("--first", metavar="JSON", help="a stored law of the loss: --predict takes its variables, intervals add up")
+    add = parser.add_argument_group("law learning-rate: the best rate over horizon and batch size").add_argument
+    add("--gamma", type=float, help="exponent of the horizon, if it shall not be estimated")
+    add("--delta", type=float, help="exponent of the batch size likewise; 0.5 is the square-root rule for Adam")
     args = parser.parse_args(list(arguments))
-    downstream = args.law == "downstream"
-    for flag in ("objective", "window") if downstream else ("chance", "form", "first"):
-        if getattr(args, flag) is not None:
+    known = _OWN_FLAGS.get(args.law, ("objective", "window"))
+    for flag in ("objective", "window", *(flag for own in _OWN_FLAGS.values() for flag in own)):
+        if flag not in known and getattr(args, flag) is not None:
             raise ConfigurationError(f"--{flag} does not go with --law {args.law}. Leave it out.")
     save = writable(args.save, ".json") if args.save else None
     plot = writable(args.plot, ".png") if args.plot else None
-    job = _downstream if downstream else _loss
-    law, figure = job(args)
+    jobs = {"downstream": _downstream, "learning-rate": _learning_rate}
+    law, figure = jobs.get(args.law, _loss)(args)
     if save:
         law.to_json(save)
         print(f"\nLaw: {args.save}")
@@ -116,6 +124,25 @@ def _downstream(args: argparse.Namespace) -> tuple[Any, Any]:
     for prediction in predictions:
         print(f"\n{prediction}")
     return law, lambda: law.plot(level=args.level)
+
+
+def _learning_rate(args: argparse.Namespace) -> tuple[Any, Any]:
+    """Fit the best learning rates over horizons and batch sizes; predict another pair of them."""
+    law = LearningRateLaw(args.gamma, args.delta)
+    table = read_columns(args, ["lr", "D", "B"])
+    one_family(table)
+    points = [assignments(words, "--predict") for words in args.predict]
+    for point in points:
+        if set(point) != {"D", "B"}:
+            raise ConfigurationError("--predict takes D=TOKENS B=TOKENS here: the horizon and the tokens per step.")
+    with as_notes():
+        law.fit(table)
+        predictions = [law.predict(D=point["D"], B=point["B"], level=args.level) for point in points]
+    print(f"{table}\n\n{law.summary()}")
+    for prediction in predictions:
+        print(f"\n{prediction}")
+    furthest = max([float(p.D) / law.range_["D"][1] for p in predictions] or [1.0])
+    return law, lambda: law.plot(level=args.level, reach=max(4.0, 1.5 * furthest))
 
 
 def _point(law: ScalingLaw, words: Sequence[str]) -> dict[str, Any]:

@@ -10,6 +10,7 @@ from .frontier import Frontier, envelope, isoflop
 from .grid import ExtrapolationGrid, extrapolation_grid
 from .kaplan import KaplanLaw
 from .kaplan_step import KaplanStepLaw
+from .learning_rate import LearningRateLaw, LearningRatePrediction, Optimum
 from .power import PowerLaw
 from .prediction import Evaluation, Prediction, ScoreEvaluation, ScorePrediction
 from .schedules import constant_schedule, cosine_schedule, wsd_schedule
@@ -28,6 +29,9 @@ __all__ = [
     "IdentificationWarning",
     "KaplanLaw",
     "KaplanStepLaw",
+    "LearningRateLaw",
+    "LearningRatePrediction",
+    "Optimum",
     "Family",
     "Frontier",
     "PowerLaw",

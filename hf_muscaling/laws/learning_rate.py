@@ -16,32 +16,26 @@ from scipy.stats import t as student
 from ..errors import ConfigurationError, FitError, MuScalingError
 from .answers import plain, positive
 from .base import ExtrapolationWarning, IdentificationWarning, check_level
-from .optimum import SHARE, Landscape, common_skew, dependence, edge, quadratic
+from .optimum import (
+    ALIKE,
+    SHARE,
+    Optimum,
+    Window,
+    cells_of,
+    common_skew,
+    dependence,
+    edge,
+    landscape_of,
+    one_row_a_run,
+    optimum_of,
+)
 from .store import check_format, lists, mapping, number, parse, refuse, written
 from .table import _columns, read_table
 
 FORMAT, FORMAT_VERSION = "hf_muscaling.learning_rate_law", 1
 _KEYS = ("format", "format_version", "equation", "settings", "units", "params", "rows")
-ALIKE = 0.02  #: horizons and batch sizes closer than this, in logs, are one
 BEYOND = 1.05  #: times outside the fitted horizons or batch sizes past which `predict` warns
 LEAST_NOISE = 1e-9  #: of a loss, so that noiseless tables can be fitted
-
-
-@dataclass(frozen=True)
-class Optimum:
-    """The best learning rate of one cell: D tokens at B tokens a step, from so many runs.
-
-    `lr` is None where the cell has no minimum, and `status` says why; `error` is the standard error of log lr, `curve`
-    the rise of the loss, in shares of it, per squared unit of log lr.
-    """
-
-    D: float
-    B: float
-    runs: int
-    lr: float | None
-    error: float
-    curve: float
-    status: str
 
 
 @dataclass(frozen=True)
@@ -79,9 +73,9 @@ class LearningRateLaw:
     D is the token horizon (tokens of the whole run, whose schedule ends there), B the batch size (tokens per optimizer
     step), D0 and B0 the geometric means of those fitted. First stage: in every cell (D, B) a quadratic in log lr around
     the lowest loss, with one skew that all cells share; a cell whose lowest loss lies at the end of its rates, or whose
-    curve is not surely convex, has no optimum and is left out. Second stage: log lr* over log D and log B, each cell weighted by its standard error and
-    by a scatter about the law that all share (random-effects regression: the scatter by Paule and Mandel's equation,
-    the standard errors after Knapp and Hartung), with t intervals.
+    curve is not surely convex, has no optimum and is left out. Second stage: log lr* over log D and log B, each cell
+    weighted by its standard error and by a scatter about the law that all share (random-effects regression: the scatter
+    by Paule and Mandel's equation, the standard errors after Knapp and Hartung), with t intervals.
 
     `gamma` and `delta` are estimated unless given. Given a number they are fixed: `delta=0.5` is the square-root rule
     for Adam (Malladi et al. 2022), which needs no runs at several batch sizes. An exponent that is neither given nor
@@ -135,14 +129,14 @@ class LearningRateLaw:
         run's checkpoints: its peak rate and its last loss count. All runs are of one width and recipe.
         """
         columns = self._read(table)
-        cells = _cells(columns)
+        cells = cells_of(columns)
         usable = [rows for rows in cells if len(np.unique(np.round(np.log(columns["lr"][rows]), 6))) >= 3]
         if not usable:
             raise FitError(
                 "No horizon and batch size has runs at three learning rates or more. Sweep the rate at each: "
                 "recipes/horizon.py does."
             )
-        landscapes = [_landscape(columns, rows) for rows in usable]
+        landscapes = [landscape_of(columns, rows) for rows in usable]
         self.chance_ = dependence(landscapes)
         if self.chance_ > SHARE:
             raise FitError(
@@ -151,7 +145,9 @@ class LearningRateLaw:
                 "add seeds."
             )
         inner = [k for k, one in enumerate(landscapes) if not edge(one)]
-        skew, doubt, curves = common_skew([landscapes[k] for k in inner])
+        windows = [Window(landscapes[k]) for k in inner]
+        skew, doubt = common_skew(windows)
+        curves = [window.quadratic(skew) for window in windows]
         found = dict(zip(inner, curves, strict=True))
         dof = sum(q.dof for q in curves) - (doubt > 0)
         noise = math.sqrt(sum(q.rss / q.loss**2 for q in curves) / max(dof, 1)) + LEAST_NOISE
@@ -162,12 +158,12 @@ class LearningRateLaw:
             )
         self.noise_ = noise
         self.cells_ = [
-            _optimum(columns, rows, one, found.get(k), noise, dof)
+            optimum_of(columns, rows, one, found.get(k), noise, dof)
             for k, (rows, one) in enumerate(zip(usable, landscapes, strict=True))
         ]
         self._columns = columns
-        moved = [quadratic(landscapes[k], skew + doubt).away - found[k].away for k in inner]
-        self._doubt = float(np.nanmean(np.abs(moved))) if inner and not np.isnan(moved).all() else 0.0
+        moved = [window.quadratic(skew + doubt).away - window.quadratic(skew).away for window in windows]
+        self._doubt = float(np.nanmean(np.abs(moved))) if np.isfinite(moved).any() else 0.0
         self._regress()
         for message in self._weaknesses():
             warnings.warn(message, IdentificationWarning, stacklevel=2)
@@ -249,14 +245,12 @@ class LearningRateLaw:
         self._check_fitted()
         lines = [f"LearningRateLaw: {self.equation}"]
         for name, value in self.params_.items():
-            if name in ("D0", "B0"):
-                lines.append(f"  {name} = {value:.6g}")
-                continue
             low, high = self.parameter_interval(name)
-            fixed = name not in self._names
-            lines.append(f"  {name} = {value:.4g}" + (" (stated)" if fixed else f", 90 % interval [{low:.4g}, {high:.4g}]"))
-        lines += [f"  {name} is unknown: the runs all have one {letter}" for name, letter in (("gamma", "D"), ("delta", "B"))
-                  if name not in self.params_]  # fmt: skip
+            how = f", 90 % interval [{low:.4g}, {high:.4g}]" if name in self._names else " (stated)"
+            lines.append(f"  {name} = {value:.6g}" + ("" if name in ("D0", "B0") else how))
+        for name, letter in (("gamma", "D"), ("delta", "B")):
+            if name not in self.params_:
+                lines.append(f"  {name} is unknown: the runs all have one {letter}")
         lines += [
             f"  scatter of the optima about the law: a factor of {math.exp(self.scatter_):.3g}",
             f"  noise of one run's loss {100 * self.noise_:.2g} %; a rate off by 2 costs {100 * self.penalty(2):.2g} %",
@@ -316,7 +310,7 @@ class LearningRateLaw:
             warnings.simplefilter("ignore")  # two seeds may agree, and small models see few tokens
             columns = read_table(raw, ["lr", "D", "B", "loss"], ["seed", "run_id"])
         if "run_id" in columns:
-            columns = _one_row_a_run(columns)
+            columns = one_row_a_run(columns)
         columns.setdefault("seed", np.zeros(len(columns["loss"]), object))
         columns["seed"] = np.array([str(v) for v in columns["seed"]], object)
         if not (columns["lr"] > 0).all():
@@ -335,10 +329,10 @@ class LearningRateLaw:
             reasons = "; ".join(f"D = {c.D:.4g}, B = {c.B:.4g}: {c.status}" for c in self.cells_ if c.lr is None)
             raise FitError(
                 f"Not identified: {len(good)} of {len(self.cells_)} horizons and batch sizes have an optimum, and the "
-                f"law needs {len(self._names) + 1 if good else 3} ({reasons or 'no other was swept'}). Extend the rates "
-                "there, or add seeds."
+                f"law needs {len(self._names) + 1 if good else 3} ({reasons or 'no other was swept'}). Extend the "
+                "rates there, or add seeds."
             )
-        y = np.log([c.lr for c in good]) - self._offset(D, B)
+        y = np.log(np.array([c.lr for c in good], float)) - self._offset(D, B)
         X, variance = self._design(D, B), np.array([c.error**2 for c in good])
         if np.linalg.matrix_rank(X) < X.shape[1]:
             raise FitError(
@@ -381,52 +375,8 @@ class LearningRateLaw:
 
     def _weaknesses(self) -> list[str]:
         lost = [c for c in self.cells_ if c.lr is None]
-        return [
-            f"Left out: D = {c.D:.4g}, B = {c.B:.4g}: {c.status}." for c in lost
-        ]
+        return [f"Left out: D = {c.D:.4g}, B = {c.B:.4g}: {c.status}." for c in lost]
 
     def _check_fitted(self) -> None:
         if not hasattr(self, "params_"):
             raise FitError("This LearningRateLaw is not fitted yet. Call .fit(table) first, or .from_json(path).")
-
-
-def _one_row_a_run(columns: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """A row a run: its largest rate, and D, B and loss of its last checkpoint."""
-    names = np.array([str(v) for v in columns["run_id"]])
-    rows, lr = [], []
-    for name in dict.fromkeys(names):
-        own = np.flatnonzero(names == name)
-        rows.append(own[np.argmax(columns["D"][own])])
-        lr.append(columns["lr"][own].max())
-    return {name: values[rows] for name, values in columns.items()} | {"lr": np.array(lr)}
-
-
-def _cells(columns: dict[str, np.ndarray]) -> list[np.ndarray]:
-    """The rows of every (D, B), by rising D and B; values within `ALIKE` of the next are one."""
-    key = [_steps(np.log(columns[name])) for name in ("D", "B")]
-    pairs = sorted(set(zip(*key, strict=True)))
-    return [np.flatnonzero((key[0] == d) & (key[1] == b)) for d, b in pairs]
-
-
-def _steps(values: np.ndarray) -> np.ndarray:
-    order = np.argsort(values, kind="stable")
-    rise = np.concatenate([[0], np.cumsum(np.diff(values[order]) > ALIKE)])
-    out = np.empty(len(values), int)
-    out[order] = rise
-    return out
-
-
-def _landscape(columns: dict[str, np.ndarray], rows: np.ndarray) -> Landscape:
-    return Landscape(np.log(columns["lr"][rows]), columns["loss"][rows], columns["seed"][rows].astype(str))
-
-
-def _optimum(columns: Any, rows: np.ndarray, one: Landscape, fit: Any, noise: float, dof: int) -> Optimum:
-    D, B = (float(np.exp(np.log(columns[name][rows]).mean())) for name in ("D", "B"))
-    if fit is None:
-        return Optimum(D, B, len(rows), None, math.inf, 0.0, f"the lowest loss is at the {edge(one)} rate tried")
-    sigma = noise * fit.loss
-    if not fit.sure(sigma, dof):
-        return Optimum(D, B, len(rows), None, math.inf, 0.0, "no minimum beyond the noise")
-    if not -fit.reach[0] <= fit.away <= fit.reach[1]:
-        return Optimum(D, B, len(rows), None, math.inf, 0.0, "the minimum lies outside the rates around the lowest loss")
-    return Optimum(D, B, len(rows), math.exp(fit.minimum), fit.error(sigma), fit.curve / fit.loss, "found")

@@ -6,6 +6,7 @@ and what the curves leave tell.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -13,6 +14,9 @@ import numpy as np
 from scipy.optimize import minimize_scalar
 from scipy.stats import t as student
 
+from .selection import Columns
+
+ALIKE = 0.02  #: horizons and batch sizes closer than this, in logs, are one
 NEAR = 2.05  #: rates within this factor of the lowest loss are fitted: the landscape is steeper above than below
 SURE = 0.95  #: confidence with which a minimum must be one: the curvature is positive
 STEEPEST = 0.4  #: bound of the skew, so that a curve has one minimum among the rates fitted
@@ -85,49 +89,58 @@ def edge(landscape: Landscape) -> str:
     return "smallest" if best == 0 else "largest" if best == len(rates) - 1 else ""
 
 
-def quadratic(landscape: Landscape, skew: float = 0.0) -> Quadratic:
-    """Fit the rates within `NEAR` of the lowest mean loss, two on either side at least; seeds may differ by a constant.
+class Window:
+    """The rates of a landscape within `NEAR` of its lowest mean loss, two on either side at least.
 
-    Call it only where the lowest loss has a neighbour on either side.
+    Holds the products of u, u², u³ and the loss, each less its seed's mean: seeds may differ by a constant. Make one
+    only where the lowest loss has a neighbour on either side.
     """
-    rates, means = landscape.means()
-    best = int(np.argmin(means))
-    low = min(rates[best] - np.log(NEAR), rates[max(best - 2, 0)])
-    high = max(rates[best] + np.log(NEAR), rates[min(best + 2, len(rates) - 1)])
-    keep = (landscape.log_lr >= low - 1e-6) & (landscape.log_lr <= high + 1e-6)
-    u, loss = landscape.log_lr[keep] - rates[best], landscape.loss[keep]
-    seeds = np.unique(landscape.seed[keep], return_inverse=True)[1]
-    design = np.column_stack([u, u * u + skew * u**3, np.eye(seeds.max() + 1)[seeds]])
-    inverse = np.linalg.pinv(design.T @ design)
-    found = inverse @ design.T @ loss
-    rest = loss - design @ found
-    dof = max(len(loss) - int(np.linalg.matrix_rank(design)), 0)
-    bottom = float(means[best])
-    return Quadratic(
-        float(rates[best]), float(found[0]), float(found[1]), skew, inverse[:2, :2], float(rest @ rest), dof,
-        (float(-u.min()), float(u.max())), bottom,
-    )  # fmt: skip
+
+    def __init__(self, landscape: Landscape):
+        rates, means = landscape.means()
+        best = int(np.argmin(means))
+        low = min(rates[best] - np.log(NEAR), rates[max(best - 2, 0)])
+        high = max(rates[best] + np.log(NEAR), rates[min(best + 2, len(rates) - 1)])
+        keep = (landscape.log_lr >= low - 1e-6) & (landscape.log_lr <= high + 1e-6)
+        u = landscape.log_lr[keep] - rates[best]
+        seeds = np.unique(landscape.seed[keep], return_inverse=True)[1]
+        counts = np.bincount(seeds)
+        columns = np.array([u, u**2, u**3, landscape.loss[keep]])
+        columns -= np.array([np.bincount(seeds, column) / counts for column in columns])[:, seeds]
+        self.products = columns @ columns.T
+        self.dof = max(len(u) - len(counts) - 2, 0)
+        self.centre, self.loss = float(rates[best]), float(means[best])
+        self.reach = (float(-u.min()), float(u.max()))
+
+    def quadratic(self, skew: float = 0.0) -> Quadratic:
+        """Fit the curve of a skew by least squares."""
+        to = np.array([[1.0, 0, 0, 0], [0, 1.0, skew, 0], [0, 0, 0, 1.0]])
+        products = to @ self.products @ to.T
+        inverse = np.linalg.pinv(products[:2, :2])
+        found = inverse @ products[:2, 2]
+        rss = max(float(products[2, 2] - found @ products[:2, 2]), 0.0)
+        slope, curve = map(float, found)
+        return Quadratic(self.centre, slope, curve, skew, inverse, rss, self.dof, self.reach, self.loss)
 
 
-def common_skew(landscapes: Sequence[Landscape]) -> tuple[float, float, list[Quadratic]]:
-    """Fit all landscapes with one skew: it, its standard error, and the curves.
+def common_skew(windows: Sequence[Window]) -> tuple[float, float]:
+    """Return the skew that all landscapes share and its standard error (0 where too few runs tell it).
 
     Losses rise faster above the best rate than below it, so that quadratics put every minimum too low, by the same
     factor; one skew for all takes that away at the price of one degree of freedom.
     """
 
     def rest(skew: float) -> float:
-        return sum(q.rss / q.loss**2 for q in (quadratic(one, skew) for one in landscapes))
+        return sum(q.rss / q.loss**2 for q in (window.quadratic(skew) for window in windows))
 
-    spread = sum(q.dof for q in map(quadratic, landscapes))
-    if spread < 2:
-        return 0.0, 0.0, [quadratic(one) for one in landscapes]
-    best = float(minimize_scalar(rest, bounds=(-STEEPEST, STEEPEST), method="bounded", options={"xatol": 1e-6}).x)
-    step = 0.02
+    dof = sum(window.dof for window in windows)
+    if dof < 2:
+        return 0.0, 0.0
+    found = minimize_scalar(rest, bounds=(-STEEPEST, STEEPEST), method="bounded", options={"xatol": 1e-6})
+    best, step = float(found.x), 0.02
     bend = (rest(best + step) - 2 * rest(best) + rest(best - step)) / step**2
-    noise = rest(best) / (spread - 1)
-    error = float(np.sqrt(2 * noise / bend)) if bend > 0 else STEEPEST
-    return best, min(error, STEEPEST), [quadratic(one, best) for one in landscapes]
+    error = float(np.sqrt(2 * rest(best) / (dof - 1) / bend)) if bend > 0 else STEEPEST
+    return best, min(error, STEEPEST)
 
 
 def dependence(landscapes: Sequence[Landscape]) -> float:
@@ -174,3 +187,70 @@ def _smoothness(landscapes: Sequence[Landscape], rng: np.random.Generator) -> fl
         orders = np.argsort(rng.random((SHUFFLES, len(loss))), axis=1)
         shuffled += ((loss[orders] @ design) ** 2).sum(1)
     return float((1 + (shuffled >= own - 1e-12).sum()) / (1 + SHUFFLES))
+
+
+@dataclass(frozen=True)
+class Optimum:
+    """The best learning rate of one cell: D tokens at B tokens a step, from so many runs.
+
+    `lr` is None where the cell has no minimum, and `status` says why; `error` is the standard error of log lr, `curve`
+    the rise of the loss, in shares of it, per squared unit of log lr.
+    """
+
+    D: float
+    B: float
+    runs: int
+    lr: float | None
+    error: float
+    curve: float
+    status: str
+
+
+def optimum_of(
+    columns: Columns, rows: np.ndarray, one: Landscape, fit: Quadratic | None, noise: float, dof: int
+) -> Optimum:
+    """The optimum of the cell of some rows, or why it has none; `noise` is a share of the loss."""
+    D, B = (float(np.exp(np.log(columns[name][rows]).mean())) for name in ("D", "B"))
+    if fit is None:
+        why = f"the lowest loss is at the {edge(one)} rate tried"
+    elif not fit.sure(noise * fit.loss, dof):
+        why = "no minimum beyond the noise"
+    elif not -fit.reach[0] <= fit.away <= fit.reach[1]:
+        why = "the minimum lies outside the rates around the lowest loss"
+    else:
+        error = fit.error(noise * fit.loss)
+        return Optimum(D, B, len(rows), math.exp(fit.minimum), error, fit.curve / fit.loss, "found")
+    return Optimum(D, B, len(rows), None, math.inf, 0.0, why)
+
+
+# -- from a table ------------------------------------------------------------------------------------------------------
+
+
+def one_row_a_run(columns: Columns) -> Columns:
+    """A row a run: its largest rate, and D, B and loss of its last checkpoint."""
+    names = np.array([str(v) for v in columns["run_id"]])
+    rows, lr = [], []
+    for name in dict.fromkeys(names):
+        own = np.flatnonzero(names == name)
+        rows.append(own[np.argmax(columns["D"][own])])
+        lr.append(columns["lr"][own].max())
+    return {name: values[rows] for name, values in columns.items()} | {"lr": np.array(lr)}
+
+
+def cells_of(columns: Columns) -> list[np.ndarray]:
+    """The rows of every (D, B), by rising D and B; values within `ALIKE` of the next are one."""
+    key = [_levels(np.log(columns[name])) for name in ("D", "B")]
+    pairs = sorted(set(zip(*key, strict=True)))
+    return [np.flatnonzero((key[0] == d) & (key[1] == b)) for d, b in pairs]
+
+
+def landscape_of(columns: Columns, rows: np.ndarray) -> Landscape:
+    """The landscape of some rows."""
+    return Landscape(np.log(columns["lr"][rows]), columns["loss"][rows], columns["seed"][rows].astype(str))
+
+
+def _levels(values: np.ndarray) -> np.ndarray:
+    order = np.argsort(values, kind="stable")
+    out = np.empty(len(values), int)
+    out[order] = np.concatenate([[0], np.cumsum(np.diff(values[order]) > ALIKE)])
+    return out

@@ -121,7 +121,7 @@ def read_series(folder: str | os.PathLike[str], **options: Any) -> RunTable:
     runs = [Run.load(path) for path in paths]
     if not (finished := [run for run in runs if run.finished]):
         refuse(root, "it holds no finished run", "Train the series to its end.")
-    keys = ("run_id", "N", "N_non_embedding", "D", "S", "B", "C", "loss", "seed", "family")
+    keys = ("run_id", "N", "N_non_embedding", "D", "S", "B", "C", "loss", "lr", "seed", "family")
     rows = [{key: getattr(run, key) for key in keys} for run in finished]
     if not any(row["family"] for row in rows):
         rows = [{k: v for k, v in row.items() if k != "family"} for row in rows]
