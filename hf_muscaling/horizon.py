@@ -23,11 +23,11 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-COARSE = (-4, -2, 0, 2, 4)
+COARSE = (-2, 0, 2)
 """First rates of a cell, in half octaves around its centre."""
 FINE = (-2, -1, 0, 1, 2)
 """Rates around the lowest of these, which every seed trains."""
-EXTENSIONS = 4
+EXTENSIONS = 6
 """How often a cell's grid is extended towards a minimum at its edge, an octave each time."""
 
 

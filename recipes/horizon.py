@@ -27,6 +27,7 @@ def main() -> None:
     """Sweep, fit, hold out, write the table, the law and the plots."""
     from hf_muscaling import LearningRateLaw
     from hf_muscaling.configuration import parse_experiment
+    from hf_muscaling.errors import FitError
     from hf_muscaling.experiment import prepare_experiment
     from hf_muscaling.folders import writable_folder
     from hf_muscaling.horizon import HorizonSweep, hold_out, horizon_cells, table_of
@@ -57,7 +58,11 @@ def main() -> None:
             save_figure(law.plot(), folder / "horizon.png")
             save_figure(law.plot("landscapes"), folder / "landscapes.png")
             print(f"\n{law.summary()}")
-        found = hold_out(sweep, law, config.level)
+        try:
+            found = hold_out(sweep, law, config.level) if len(given.horizons) > 2 else []
+        except FitError as error:
+            found = []
+            print(f"\nNot held out, the shorter horizons alone are too few: {error}")
     if main_process:
         write_json(folder / "horizon.json", {"config": asdict(config), "held_out": [asdict(h) for h in found]})
         for h in found:

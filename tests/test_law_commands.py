@@ -13,6 +13,7 @@ from hf_muscaling.cli import main
 from hf_muscaling.laws import (
     AnnealingLaw,
     DownstreamLaw,
+    LearningRateLaw,
     ScalingLaw,
     constant_schedule,
     cosine_schedule,
@@ -237,3 +238,32 @@ def test_a_name_given_twice_is_two_predictions(curves, capsys):
     assert "N = 2e+09, D = 4e+10" in out and "N = 4e+09, D = 8e+10" in out and out.count("90 % interval") == 2
     assert main(["fit", curves, "--predict", "N=2B", "N=4B", "N=8B", "D=40B", "D=80B"]) == 2
     assert "N 3 times, D 2 times" in capsys.readouterr().err
+
+
+@pytest.fixture
+def rates(tmp_path):
+    """A sweep of learning rates whose best one falls as D^-0.3 and grows as B^0.5."""
+    rng, rows = np.random.default_rng(0), []
+    for d in (1e8, 2e8, 4e8):
+        for b in (2e5, 4e5, 8e5):
+            best = 1e-3 * (d / 1e8) ** -0.3 * (b / 4e5) ** 0.5
+            for k in range(-3, 4):
+                loss = 3 * (1 + 0.03 * (0.5 * k * np.log(2) - 0.1) ** 2 + 0.0005 * rng.normal())
+                rows.append((f"r{len(rows)}", d, b, best * np.exp(0.1) * 2 ** (k / 2) * np.exp(-0.2), loss))
+    return write(tmp_path / "rates.csv", "run_id,D,B,lr,loss", rows)
+
+
+def test_fit_predicts_the_learning_rate(rates, tmp_path, capsys):
+    law, plot = tmp_path / "law.json", tmp_path / "law.png"
+    words = ["fit", rates, "--law", "learning-rate"]
+    assert main([*words, "--predict", "D=8e8", "B=4e5", "--save", str(law), "--plot", str(plot)]) == 0
+    out = capsys.readouterr().out
+    rate, low, high = (float(v) for v in re.search(r"learning rate ([^,]+), .*\[(\S+), (\S+)\]", out).groups())
+    assert low < 1e-3 * 8**-0.3 < high and rate == pytest.approx(1e-3 * 8**-0.3, rel=0.05)
+    assert LearningRateLaw.from_json(law).params_["delta"] == pytest.approx(0.5, abs=0.03)
+    assert "gamma" in out and plot.read_bytes()[:4] == b"\x89PNG"
+    assert main([*words, "--delta", "0.5", "--predict", "D=8e8", "B=4e5"]) == 0
+    assert "delta = 0.5 (stated)" in capsys.readouterr().out
+    for wrong in (["--predict", "D=8e8"], ["--objective", "huber"], ["--chance", "0.25"], ["--gamma", "x"]):
+        assert main([*words, *wrong]) == 2
+    assert main(["fit", rates, "--law", "chinchilla", "--delta", "0.5"]) == 2

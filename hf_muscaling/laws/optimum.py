@@ -210,7 +210,7 @@ def optimum_of(
     columns: Columns, rows: np.ndarray, one: Landscape, fit: Quadratic | None, noise: float, dof: int
 ) -> Optimum:
     """The optimum of the cell of some rows, or why it has none; `noise` is a share of the loss."""
-    D, B = (float(np.exp(np.log(columns[name][rows]).mean())) for name in ("D", "B"))
+    D, B = (float(np.median(columns[name][rows])) for name in ("D", "B"))
     if fit is None:
         why = f"the lowest loss is at the {edge(one)} rate tried"
     elif not fit.sure(noise * fit.loss, dof):

@@ -1,0 +1,155 @@
+"""The sweep over horizons and batch sizes: finds minima wherever they lie, resumes, and an experiment uses its law."""
+
+import json
+import math
+import runpy
+import sys
+import warnings
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from hf_muscaling import LearningRateLaw
+from hf_muscaling.cli import main
+from hf_muscaling.errors import ConfigurationError, RecordError, TrainingError
+from hf_muscaling.horizon import Cell, HorizonSweep, centred_rates, hold_out, horizon_cells, table_of
+from tests.series_helpers import flags, tiny_experiment
+from tests.test_runs import make_run
+
+RECIPE = Path(__file__).parents[1] / "recipes" / "horizon.py"
+
+
+class Landscapes(HorizonSweep):
+    """A sweep whose runs are not trained: their losses come from a landscape with a known best rate."""
+
+    def __init__(self, config, best, diverges=math.inf):
+        self.config, self.best, self.diverges = config, best, diverges
+        self.middle, self.runs, self.trained = config.learning_rates[0], {}, []
+
+    def train(self, wanted):
+        for cell, rate, seed in dict.fromkeys(wanted):
+            if (cell, rate, seed) in self.runs:
+                continue
+            self.trained.append((cell, rate, seed))
+            noise = np.random.default_rng(len(self.trained)).normal()
+            loss = 4 + 0.1 * math.log(rate / self.best(cell)) ** 2 + 0.002 * noise
+            B = cell.batch_size * self.config.sequence_length
+            run = make_run(
+                run_id=f"r{len(self.trained)}", loss=loss, lr=rate, seed=seed, B=B, D=B * cell.steps, S=cell.steps
+            )
+            if rate > self.diverges:
+                run.loss, run.status = None, "diverged"
+            self.runs[cell, rate, seed] = run
+
+
+def best_rate(cell):
+    return 0.05 * (cell.sequences / 800) ** -0.3 * (cell.batch_size / 8) ** 0.5
+
+
+@pytest.fixture
+def config(tmp_path):
+    return tiny_experiment(tmp_path, learning_rates=[0.02], seeds=2)
+
+
+CELLS = [Cell(steps, batch) for total in (800, 1600, 3200, 6400) for batch in (2, 8, 32) for steps in [total // batch]]
+
+
+def test_cells_are_whole_batches_of_the_same_horizons(config):
+    cells = horizon_cells(config, [100, 200], [0.25, 1, 4])
+    assert {cell.sequences for cell in cells} == {800, 1600} and len(cells) == 6
+    for horizons, factors in (([100], [0.3]), ([90], [4.0]), ([100, 100], [1.0]), ([100], [0.0625])):
+        with pytest.raises(ConfigurationError, match="whole numbers|repeat"):
+            horizon_cells(config, horizons, factors)
+
+
+@pytest.mark.parametrize("middle", [0.02, 0.02 * 2**-5, 0.02 * 2**4])
+def test_the_sweep_finds_the_minima_from_a_wrong_start(config, middle):
+    config.learning_rates = [middle]
+    sweep = Landscapes(config, best_rate)
+    law = LearningRateLaw().fit(table_of(sweep.search(CELLS)))
+    assert all(cell.lr == pytest.approx(best_rate(Cell(round(cell.D / cell.B), round(cell.B / 16))), rel=0.1)
+               for cell in law.cells_)  # fmt: skip
+    assert len(law.cells_) == 12 and law.params_["gamma"] == pytest.approx(0.3, abs=0.05)
+    assert len(sweep.trained) == len(set(sweep.trained))  # nothing twice
+    for found in hold_out(sweep, law):
+        assert found.D == 6400 * 16 and found.predicted == pytest.approx(found.optimum, rel=0.05)
+        assert found.optimum_loss < found.kept_loss  # the landscape moved, and keeping the rate costs
+        assert abs(found.predicted_loss - found.optimum_loss) < 0.01
+
+
+def test_diverged_rates_are_no_minimum(config):
+    sweep = Landscapes(config, best_rate, diverges=0.06)
+    rows = table_of(sweep.search(CELLS[:3]))
+    assert rows and all(math.isfinite(row["loss"]) for row in rows) and max(row["lr"] for row in rows) <= 0.06
+    with pytest.raises(TrainingError, match="diverged"):
+        Landscapes(config, best_rate, diverges=0.0).search(CELLS[:3])
+
+
+@pytest.fixture
+def law(config, tmp_path):
+    sweep = Landscapes(config, best_rate)
+    path = tmp_path / "rates.json"
+    fitted = LearningRateLaw().fit(table_of(sweep.search(CELLS)))
+    fitted.to_json(path)
+    return fitted, path
+
+
+def test_a_law_moves_the_grid_and_keeps_its_shape(config, law):
+    fitted, path = law
+    config.learning_rates = [0.004, 0.008, 0.016]
+    assert centred_rates(config) is config  # off by default
+    config.learning_rate_law, config.steps = str(path), 200
+    rates = centred_rates(config).learning_rates
+    assert rates[1] == pytest.approx(fitted.predict(D=200 * 8 * 16, B=8 * 16).lr, rel=0.005)
+    assert rates[1] / rates[0] == pytest.approx(2, rel=0.01) and rates[2] / rates[1] == pytest.approx(2, rel=0.01)
+    config.steps = 100_000
+    with pytest.warns(UserWarning, match="outside the fitted range"):
+        assert centred_rates(config).learning_rates[1] < 0.3 * rates[1]
+    path.write_text(json.dumps({"format": "something else"}))
+    with pytest.raises(RecordError, match="format"):
+        centred_rates(config)
+
+
+@pytest.mark.slow
+def test_an_experiment_trains_at_the_rate_of_the_law(tmp_path, law, capsys):
+    fitted, path = law
+    config = tiny_experiment(tmp_path, learning_rates=[0.01], steps=30, learning_rate_law=str(path), widths=[8, 16, 32])
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        assert main(["run-series", *flags(config)]) == 0
+        expected = float(f"{fitted.predict(D=30 * 8 * 16, B=8 * 16).lr:.3g}")
+    runs = [json.loads(line) for line in (Path(config.output_dir) / "runs.jsonl").read_text().splitlines()]
+    assert {run["lr"] for run in runs} == {expected} != {0.01}
+    assert main(["run-series", *flags(config), "--learning_rate_law", str(tmp_path / "none.json")]) == 2
+    assert "cannot be read" in capsys.readouterr().err
+
+
+@pytest.mark.slow
+def test_the_recipe_trains_fits_and_continues(tmp_path, monkeypatch, capsys):
+    """A tiny sweep, end to end; what it finds at this size is no claim, that it writes it all and resumes is."""
+    config = tiny_experiment(tmp_path, learning_rates=[0.04], steps=32, seeds=1, warmup_steps=6, placement="together")
+    words = [*flags(config), "--horizons", "8", "16", "32", "--batch_factors", "1", "2"]
+    monkeypatch.setattr(sys, "argv", [str(RECIPE), *words])
+
+    def run():
+        with pytest.raises(SystemExit) as done, warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            runpy.run_path(str(RECIPE), run_name="__main__")
+        return done.value.code
+
+    assert run() == 0
+    folder, out = Path(config.output_dir), capsys.readouterr().out
+    assert "LearningRateLaw" in out and "Held out" in out
+    assert {"runs.csv", "law.json", "horizon.json", "horizon.png", "landscapes.png"} <= {
+        p.name for p in folder.iterdir()
+    }
+    law = (folder / "law.json").read_text()
+    trained = {p: p.stat().st_mtime_ns for p in folder.glob("runs/*/run.json")}
+    assert run() == 0
+    assert (folder / "law.json").read_text() == law  # the same command, the same numbers
+    assert {p: p.stat().st_mtime_ns for p in folder.glob("runs/*/run.json")} == trained  # and nothing trained again
+    capsys.readouterr()
+    command = ["fit", str(folder / "runs.csv"), "--law", "learning-rate", "--predict", "D=4096", "B=128"]
+    assert main([*command, "--plot", str(tmp_path / "law.png")]) == 0
+    assert "learning rate" in capsys.readouterr().out and (tmp_path / "law.png").stat().st_size > 1000
