@@ -74,7 +74,7 @@ _HOME = {
         "wsd_schedule",
     ),
     "budget": ("Advice", "Assumptions", "BudgetPlan", "ProxyOption", "advise", "expected_interval", "plan_budget"),
-    "readers": ("RunTable", "read_runs"),
+    "readers": ("RunTable", "ScoreTable", "read_runs", "read_scores"),
     "data": ("DataConfig", "prepare_data"),
     "hub.folders": ("pull_experiment", "push_experiment"),
     "hub.proxies": ("push_proxy",),
@@ -169,7 +169,7 @@ if TYPE_CHECKING:
     )
     from hf_muscaling.optim import MuAdamW, MuSGD, mu_param_groups
     from hf_muscaling.planning import Hardware, Plan, plan_experiment
-    from hf_muscaling.readers import RunTable, read_runs
+    from hf_muscaling.readers import RunTable, ScoreTable, read_runs, read_scores
     from hf_muscaling.runs import Run, Series
     from hf_muscaling.series import train_series
     from hf_muscaling.sweep import SweepOptions, run_sweep

@@ -2,10 +2,12 @@
 
 import json
 import math
+import re
 import runpy
 import sys
 import warnings
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -13,6 +15,7 @@ import pytest
 from hf_muscaling import LearningRateLaw
 from hf_muscaling.cli import main
 from hf_muscaling.errors import ConfigurationError, RecordError, TrainingError
+from hf_muscaling.experiment import prepare_experiment
 from hf_muscaling.horizon import Cell, HorizonSweep, centred_rates, hold_out, horizon_cells, table_of
 from tests.series_helpers import flags, tiny_experiment
 from tests.test_runs import make_run
@@ -125,31 +128,51 @@ def test_an_experiment_trains_at_the_rate_of_the_law(tmp_path, law, capsys):
     assert "cannot be read" in capsys.readouterr().err
 
 
-@pytest.mark.slow
-def test_the_recipe_trains_fits_and_continues(tmp_path, monkeypatch, capsys):
-    """A tiny sweep, end to end; what it finds at this size is no claim, that it writes it all and resumes is."""
-    config = tiny_experiment(tmp_path, learning_rates=[0.04], steps=32, seeds=1, warmup_steps=6, placement="together")
-    words = [*flags(config), "--horizons", "8", "16", "32", "--batch_factors", "1", "2"]
-    monkeypatch.setattr(sys, "argv", [str(RECIPE), *words])
+def run_recipe(monkeypatch, config, *words):
+    monkeypatch.setattr(sys, "argv", [str(RECIPE), *flags(config), *words])
+    with pytest.raises(SystemExit) as done, warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        runpy.run_path(str(RECIPE), run_name="__main__")
+    return done.value.code
 
-    def run():
-        with pytest.raises(SystemExit) as done, warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            runpy.run_path(str(RECIPE), run_name="__main__")
-        return done.value.code
 
-    assert run() == 0
+def test_the_recipe_writes_table_law_and_plots(tmp_path, monkeypatch, capsys):
+    """With made-up losses: what a tiny model's would say is noise, and the law refuses it."""
+
+    class MadeUp(Landscapes):
+        def __init__(self, config, setup, workers):
+            super().__init__(config, best_rate)
+            self.args = SimpleNamespace(process_index=0)
+
+    monkeypatch.setattr("hf_muscaling.horizon.HorizonSweep", MadeUp)
+    config = tiny_experiment(tmp_path, learning_rates=[0.04], steps=32, seeds=2)
+    assert run_recipe(monkeypatch, config, "--horizons", "100", "200", "400") == 0
     folder, out = Path(config.output_dir), capsys.readouterr().out
-    assert "LearningRateLaw" in out and "Held out" in out
-    assert {"runs.csv", "law.json", "horizon.json", "horizon.png", "landscapes.png"} <= {
-        p.name for p in folder.iterdir()
-    }
-    law = (folder / "law.json").read_text()
-    trained = {p: p.stat().st_mtime_ns for p in folder.glob("runs/*/run.json")}
-    assert run() == 0
-    assert (folder / "law.json").read_text() == law  # the same command, the same numbers
-    assert {p: p.stat().st_mtime_ns for p in folder.glob("runs/*/run.json")} == trained  # and nothing trained again
-    capsys.readouterr()
-    command = ["fit", str(folder / "runs.csv"), "--law", "learning-rate", "--predict", "D=4096", "B=128"]
+    assert out.count("Held out") == 3 and "gamma" in out
+    written = {"runs.csv", "law.json", "horizon.json", "horizon.png", "landscapes.png"}
+    assert written <= {p.name for p in folder.iterdir()}
+    held = json.loads((folder / "horizon.json").read_text())["held_out"]
+    assert [h["B"] for h in held] == [32, 128, 512] and all(h["kept"] > h["predicted"] for h in held)
+    command = ["fit", str(folder / "runs.csv"), "--law", "learning-rate", "--predict", "D=102400", "B=128"]
     assert main([*command, "--plot", str(tmp_path / "law.png")]) == 0
-    assert "learning rate" in capsys.readouterr().out and (tmp_path / "law.png").stat().st_size > 1000
+    rate = float(re.search(r"learning rate ([^,]+),", capsys.readouterr().out)[1])
+    assert rate == pytest.approx(best_rate(Cell(800, 8)), rel=0.1) and (tmp_path / "law.png").stat().st_size > 1000
+    assert run_recipe(monkeypatch, config, "--horizons", "100", "--batch_factors", "0.3") == 2
+
+
+@pytest.mark.slow
+def test_a_sweep_trains_each_run_once_with_its_own_schedule(tmp_path, monkeypatch):
+    config = tiny_experiment(tmp_path, learning_rates=[0.04], steps=32, warmup_steps=8, placement="together")
+    monkeypatch.setenv("HF_MUSCALING_CACHE", str(tmp_path / "cache"))
+    sweep = HorizonSweep(config, prepare_experiment(config, progress=False), progress=False)
+    wanted = [(Cell(32, 8), 0.04, 0), (Cell(8, 16), 0.02, 0), (Cell(8, 16), 0.02, 1)]
+    sweep.train(wanted)
+    long, short, other = (sweep.runs[key] for key in wanted)
+    assert (long.S, long.settings["batch_size"], long.settings["warmup_steps"], long.lr) == (32, 8, 8, 0.04)
+    assert (short.S, short.B, short.settings["warmup_steps"]) == (8, 16 * 16, 2)  # the same share
+    assert short.width == config.base_width and short.loss != other.loss
+    written = {p: p.stat().st_mtime_ns for p in Path(config.output_dir).glob("runs/*/run.json")}
+    again = HorizonSweep(config, sweep.setup, progress=False)
+    again.train(wanted)
+    assert [again.runs[key].loss for key in wanted] == [long.loss, short.loss, other.loss] and len(written) == 3
+    assert {p: p.stat().st_mtime_ns for p in Path(config.output_dir).glob("runs/*/run.json")} == written

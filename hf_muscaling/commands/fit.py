@@ -4,21 +4,21 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any
 
 from hf_muscaling.errors import ConfigurationError
 from hf_muscaling.laws import (
     AnnealingLaw,
-    DownstreamLaw,
     LearningRateLaw,
     Prediction,
     ScalingLaw,
-    TwoStage,
     constant_schedule,
     cosine_schedule,
     wsd_schedule,
 )
 
+from .downstream import fit_downstream
 from .law_flags import (
     ONE_MODEL,
     as_notes,
@@ -39,7 +39,10 @@ _SCHEDULES: dict[str, Callable[..., Any]] = {
     "wsd": wsd_schedule,
 }
 
-_OWN_FLAGS = {"downstream": ("chance", "form", "first"), "learning-rate": ("gamma", "delta")}
+_OWN_FLAGS = {
+    "downstream": ("chance", "form", "ceiling", "first", "runs", "task", "metric", "percent"),
+    "learning-rate": ("gamma", "delta"),
+}
 """Laws that are fitted to something else than losses over N and D, and the flags that only they take."""
 
 
@@ -51,6 +54,7 @@ def run(arguments: Sequence[str]) -> None:
         "examples: muscaling fit runs.csv --law chinchilla --predict N=7e9 D=2e12 --plot law.png --save law.json; "
         "muscaling fit curves.csv --law annealing --predict schedule=cosine steps=72000 peak=3e-4 warmup=2000; "
         "muscaling fit scores.csv --law downstream --chance 0.25 --first law.json --predict N=7e9 D=2e12; "
+        "muscaling fit results/ --law downstream --runs runs.csv --task arc_easy piqa --predict N=7e9 D=2e12; "
         "muscaling fit sweep.csv --law learning-rate --predict D=1e12 B=4e6",
         extra=(*ONE_MODEL, *_OWN_FLAGS),
     )
@@ -62,7 +66,13 @@ def run(arguments: Sequence[str]) -> None:
     parser.add_argument("--plot", metavar="PNG", help="draw the fit, its residuals and the predictions")
     parser.add_argument("--save", metavar="JSON", help="store the fitted law; the law's from_json reads it")
     add = parser.add_argument_group("law downstream: task score from loss").add_argument
-    add("--chance", type=float, help="score of guessing, 0.25 for four answers; by default the column chance, or 0")
+    add("--runs", metavar="PATH", help="the runs that the models of PATH are (run_id, N, D, loss): scores are joined")
+    add("--task", nargs="+", help="tasks to fit, each alone and their mean; by default all")
+    add("--metric", help="acc_norm, acc, …; by default the first of these that a task has")
+    add("--chance", nargs="+", metavar="[TASK=]VALUE", help="score of guessing, 0.25 for four answers; by default the "
+        "column chance, what is known of the task, or 0 in a table with losses")  # fmt: skip
+    add("--percent", action="store_true", default=None, help="scores run to 100")
+    add("--ceiling", type=float, help="highest score, if it shall not be estimated")
     add("--form", help="sigmoid (default) or linear")
     add("--first", metavar="JSON", help="a stored law of the loss: --predict takes its variables, intervals add up")
     add = parser.add_argument_group("law learning-rate: the best rate over horizon and batch size").add_argument
@@ -75,16 +85,25 @@ def run(arguments: Sequence[str]) -> None:
             raise ConfigurationError(f"--{flag} does not go with --law {args.law}. Leave it out.")
     save = writable(args.save, ".json") if args.save else None
     plot = writable(args.plot, ".png") if args.plot else None
-    jobs = {"downstream": _downstream, "learning-rate": _learning_rate}
-    law, figure = jobs.get(args.law, _loss)(args)
-    if save:
-        law.to_json(save)
-        print(f"\nLaw: {args.save}")
-    if plot:
-        from hf_muscaling.plotting import save_figure
+    if args.law == "downstream":
+        fits = fit_downstream(args, _point)
+    else:
+        fits = [("", *(_learning_rate if args.law == "learning-rate" else _loss)(args))]
+    for task, law, figure in fits:
+        suffix = "".join(c if c.isalnum() else "_" for c in task) if len(fits) > 1 else ""
+        if save:
+            law.to_json(path := _named(save, suffix))
+            print(f"\nLaw: {path}")
+        if plot:
+            from hf_muscaling.plotting import save_figure
 
-        save_figure(figure(), plot)
-        print(f"\nPlot: {args.plot}")
+            save_figure(figure(), path := _named(plot, suffix))
+            print(f"\nPlot: {path}")
+
+
+def _named(path: Path, suffix: str) -> Path:
+    """The path of one of several results: law.json → law-arc_easy.json."""
+    return path.with_stem(f"{path.stem}-{suffix}") if suffix else path
 
 
 def _loss(args: argparse.Namespace) -> tuple[Any, Any]:
@@ -102,42 +121,18 @@ def _loss(args: argparse.Namespace) -> tuple[Any, Any]:
     return law, lambda: _figure(law, predictions, args.level)
 
 
-def _downstream(args: argparse.Namespace) -> tuple[Any, Any]:
-    """Fit task scores over losses; predict from a loss, or through a stored first stage."""
-    law = DownstreamLaw(args.form or "sigmoid", args.chance)
-    first = ScalingLaw.from_json(args.first) if args.first else None
-    table = read_columns(args, ["score"])
-    one_family(table)
-    asked = points(args.predict, "--predict")
-    places = [_point(first, words) if first else assignments(words, "--predict") for words in asked]
-    for place in places:
-        if first is None and set(place) != {"loss"}:
-            raise ConfigurationError("--predict takes loss=VALUE here; give --first law.json to predict from N or D.")
-    with as_notes():
-        law.fit(table)
-        stages = TwoStage(first, law) if first else None
-        predictions = [
-            stages.predict(level=args.level, **place) if stages else law.predict(place["loss"], args.level)
-            for place in places
-        ]
-    print(f"{table}\n\n{stages.summary() if stages else law.summary()}")
-    for prediction in predictions:
-        print(f"\n{prediction}")
-    return law, lambda: law.plot(level=args.level)
-
-
 def _learning_rate(args: argparse.Namespace) -> tuple[Any, Any]:
     """Fit the best learning rates over horizons and batch sizes; predict another pair of them."""
     law = LearningRateLaw(args.gamma, args.delta)
     table = read_columns(args, ["lr", "D", "B"])
     one_family(table)
-    points = [assignments(words, "--predict") for words in args.predict]
-    for point in points:
-        if set(point) != {"D", "B"}:
+    places = [assignments(words, "--predict") for words in points(args.predict, "--predict")]
+    for place in places:
+        if set(place) != {"D", "B"}:
             raise ConfigurationError("--predict takes D=TOKENS B=TOKENS here: the horizon and the tokens per step.")
     with as_notes():
         law.fit(table)
-        predictions = [law.predict(D=point["D"], B=point["B"], level=args.level) for point in points]
+        predictions = [law.predict(D=place["D"], B=place["B"], level=args.level) for place in places]
     print(f"{table}\n\n{law.summary()}")
     for prediction in predictions:
         print(f"\n{prediction}")
