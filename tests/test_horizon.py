@@ -136,6 +136,7 @@ def run_recipe(monkeypatch, config, *words):
     return done.value.code
 
 
+@pytest.mark.slow
 def test_the_recipe_writes_table_law_and_plots(tmp_path, monkeypatch, capsys):
     """With made-up losses: what a tiny model's would say is noise, and the law refuses it."""
 
