@@ -104,6 +104,13 @@ class ExperimentConfig:
     count: str = _option("total", "Which N the law uses: total or non_embedding.")
     level: float = _option(0.9, "Level of the prediction interval.")
 
+    budget: str | None = _option(
+        None, "Share of the target's FLOPs for grid and proxies (5%): widths and seeds are planned, one run at a time."
+    )
+    tolerance: str | None = _option(
+        None, "Half-width of the interval, as a share of the loss (1%), at which no more proxies are trained."
+    )
+
     push_to_hub: str | None = _option(None, "Share everything as user/name on the Hub when done (`muscaling push`).")
     hub_private_repo: bool = _option(False, "Make the repositories private.")
 
@@ -135,6 +142,11 @@ class ExperimentConfig:
             )
         if not 0 < self.level < 1:
             raise ConfigurationError(f"level={self.level} must lie between 0 and 1.")
+        for name in ("budget", "tolerance"):
+            if getattr(self, name) is not None:
+                from hf_muscaling.budget.share import read_share
+
+                read_share(name, getattr(self, name))
         if self.placement not in PLACEMENTS:
             raise ConfigurationError(f"placement={self.placement!r} is unknown; use one of {', '.join(PLACEMENTS)}.")
         if self.threads < 0:

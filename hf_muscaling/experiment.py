@@ -19,6 +19,7 @@ from hf_muscaling.runs import Run, Series, mean_losses, write_json
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig
 
+    from hf_muscaling.budget.experiment import Offer
     from hf_muscaling.data import ObjectiveBlocks, PackedBlocks, PackedData
     from hf_muscaling.laws.base import Prediction, ScalingLaw
 
@@ -148,9 +149,12 @@ def _train_and_predict(config, setup, args, folder, workers, progress) -> Experi
         for std, tau, lr in itertools.product(config.init_stds, config.output_multipliers, config.learning_rates)
     ]
     per_step = config.batch_size * config.sequence_length
-    planned = [Job(base.at_width(w), args, seed=s) for w in config.widths for s in proxy_seeds]
+    offered = _offered(config, len(data.tokenizer))
+    planned = [Job(base.at_width(w), args, seed=s) for w in config.widths for s in proxy_seeds] if not offered else []
     planned += [Job(target, args, seed=s) for s in target_seeds]
     costs = [job.cost(per_step) for job in grid + planned]
+    left = max(offered.budget - offered.overhead, 0.0) * Job(target, args, seed=0).cost(per_step) if offered else 0.0
+    costs.append(left)
     main = args.process_index == 0
     bar = SeriesProgress(costs, f"{config.architecture} series", enabled=progress and main)
     options: dict[str, Any] = {"family": experiment_family(config, data), "hashes": hashes, "progress": bar}
@@ -165,12 +169,17 @@ def _train_and_predict(config, setup, args, folder, workers, progress) -> Experi
         best = best_of_grid(grid_runs, config)
         chosen = [*config.init_fields(1.0), "output_multiplier"]
         base = base.replace(**{name: best.config[name] for name in chosen})
-        jobs = [
-            Job(base.at_width(w), args, seed=s, learning_rate=best.lr)
-            for w in sorted(config.widths)
-            for s in proxy_seeds
-        ]
-        proxies = Series(run_jobs(jobs, *datasets, role="proxy", **options), name=config.architecture)
+
+        def train(*which: tuple[int, int]) -> list[Run]:
+            jobs = [Job(base.at_width(width), args, seed=seed, learning_rate=best.lr) for width, seed in which]
+            return run_jobs(jobs, *datasets, role="proxy", **options)
+
+        if offered is None:
+            runs = train(*((width, seed) for width in sorted(config.widths) for seed in proxy_seeds))
+        else:
+            runs = _train_planned(config, offered, train, folder if main else None, bar)
+            bar.skip(left)  # what it could have cost, or did
+        proxies = Series(runs, name=config.architecture)
         law = fit_law(proxies, config)
         target_N = count_parameters(target, config.count)
         prediction = law.predict(N=target_N, level=config.level)
@@ -186,6 +195,32 @@ def _train_and_predict(config, setup, args, folder, workers, progress) -> Experi
     return ExperimentResult(
         config, grid_runs, best, proxies, law, target_N, prediction, targets, ratio, data.info, main
     )
+
+
+def _offered(config: ExperimentConfig, vocabulary: int) -> "Offer | None":
+    if config.budget is None and config.tolerance is None:
+        return None
+    from hf_muscaling.budget.experiment import offer
+
+    offered = offer(config, vocabulary)
+    offered.plan(draws=4, curve=False)  # refuses a budget that buys no law, before anything is trained
+    return offered
+
+
+def _train_planned(config, offered, train, folder, bar) -> list[Run]:
+    """Train what the planner advises after each run; `advice.json` keeps what it said."""
+    from hf_muscaling.budget.experiment import train_planned
+
+    said: list[dict[str, Any]] = []
+
+    def say(advice: Any) -> None:
+        said.append(advice.to_dict() | {"advice": str(advice)})
+        logger.info("%s", advice)
+        bar.say(str(advice))
+        if folder is not None:
+            write_json(folder / "advice.json", said)
+
+    return train_planned(config, offered, lambda width, seed: train((width, seed))[0], say)
 
 
 TOLERANCE = 0.0025

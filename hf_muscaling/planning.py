@@ -151,7 +151,7 @@ def plan_experiment(config: ExperimentConfig, hardware: Hardware | None = None) 
     (52.4, True, 16)
     """
     hardware = hardware or Hardware(precision="bf16" if config.bf16 else "fp32")
-    vocabulary = _vocabulary(config)
+    vocabulary = experiment_vocabulary(config)
     base = config.base_config(vocabulary)
     share, rest = divmod(config.batch_size, hardware.devices * config.accumulation_steps)
     if rest or not share:
@@ -221,7 +221,8 @@ def _lengths(config: ExperimentConfig) -> tuple[int, int | None]:
     return lengths.inputs, lengths.targets
 
 
-def _vocabulary(config: ExperimentConfig) -> int:
+def experiment_vocabulary(config: ExperimentConfig) -> int:
+    """Return the vocabulary of an experiment's models: the one asked for, or a ready tokenizer's."""
     fixed = config.further_fields().get("vocab_size")  # a vocabulary padded beyond its tokenizer's tokens
     if fixed is not None or config.tokenizer is None:
         return fixed or config.vocab_size

@@ -46,6 +46,11 @@ class SeriesProgress:
         """Count some cost as done, never past the end by a rounding error."""
         self.bar.update(min(cost, self.bar.total - self.bar.n))
 
+    def say(self, text: str) -> None:
+        """Print a line above the bars, if they are shown."""
+        if not self.bar.disable:
+            self.bar.write(text)
+
     def close(self) -> None:
         """Leave the series bar on the screen and stop."""
         for run in list(self.runs.values()):

@@ -1,17 +1,28 @@
-"""`muscaling plan`: what every run of an experiment costs, and whether it fits, before anything runs."""
+"""`muscaling plan`: what an experiment costs and whether it fits; with a budget, what to train for it."""
 
+from argparse import Namespace
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from .parser import Parser, take_config
 
+if TYPE_CHECKING:
+    from hf_muscaling.budget import Assumptions
+    from hf_muscaling.configuration import ExperimentConfig
+
 DESCRIPTION = """Parameters, FLOPs and memory of every run of an experiment (grid, proxies, target) on the stated
 devices, counted without allocating a model. Any other flag is one of run-series and changes the experiment:
-muscaling plan big.yaml --target_width 8192 --devices 64 --sharding fsdp2 --precision bf16 --gradient-checkpointing"""
+muscaling plan big.yaml --target_width 8192 --devices 64 --sharding fsdp2 --precision bf16 --gradient-checkpointing
+
+With --budget or --tolerance: the widths and seeds whose interval at the target is expected to be narrowest for a share
+of the target's FLOPs, and what other budgets buy. With --runs as well, what to do after the runs finished so far:
+muscaling plan small.yaml --target 512 --budget 20% --tolerance 1.5% --runs runs/small"""
 
 
 def run(arguments: Sequence[str]) -> int:
-    """Print the plan of the experiment that the flags describe; returns 0 if every run fits, 1 if not."""
+    """Print the plan of the experiment that the flags describe; returns 0 if every run fits (or the interval is within
+    the tolerance), 1 if not.
+    """
     parser = Parser(
         prog="muscaling plan", usage="%(prog)s [CONFIG.yaml] [flags]", description=DESCRIPTION, allow_abbrev=False
     )
@@ -22,15 +33,75 @@ def run(arguments: Sequence[str]) -> int:
     add("--device-memory", "--device_memory", type=float, default=80e9, metavar="BYTES", help="default: 80e9")
     add("--gradient-checkpointing", "--gradient_checkpointing", action="store_true")
     add("--json", action="store_true", help="print JSON instead of the table")
+    budget = parser.add_argument_group("what to train for a budget")
+    add = budget.add_argument
+    add("--target", metavar="WIDTH", help="the same as --target_width")
+    add("--budget", metavar="SHARE", help="of the target's FLOPs, grid included: 5%%")
+    add("--tolerance", metavar="SHARE", help="half-width of the interval, of the loss, that is tight enough: 1%%")
+    add("--runs", metavar="FOLDER", help="output folder of a run-series: advice from the runs finished there")
+    add("--law", metavar="LAW.json", help="a fitted power law of a similar design: its curve and noise are believed")
+    add("--noise", nargs=2, metavar=("LOW", "HIGH"), help="how far seeds differ (default: 0.1%% 0.4%%)")
+    add("--candidates", type=int, nargs="+", metavar="WIDTH", help="widths to choose from")
+    add("--max-seeds", "--max_seeds", type=int, default=8, help="most runs of one width (default: 8)")
+    add("--plot", metavar="PNG", help="write the trade-off as a figure")
     given, rest = parser.parse_known_args(take_config(list(arguments)))
+    for name, value in (("target_width", given.target), ("budget", given.budget), ("tolerance", given.tolerance)):
+        rest += [f"--{name}={value}"] if value else []
 
     from hf_muscaling.configuration import parse_experiment
-    from hf_muscaling.planning import Hardware, plan_experiment
 
     experiment, _ = parse_experiment(rest)
+    if experiment.budget or experiment.tolerance:
+        return _budget(experiment, given)
+    if given.runs or given.law or given.plot or given.candidates or given.noise:
+        parser.error("--runs, --law, --noise, --candidates and --plot plan a budget: add --budget 5% or --tolerance 1%")
+    return _memory(experiment, given)
+
+
+def _memory(experiment: "ExperimentConfig", given: Namespace) -> int:
+    from hf_muscaling.planning import Hardware, plan_experiment
+
     sharding: Any = given.sharding or ("none" if given.devices == 1 else "ddp")
     precision = given.precision or ("bf16" if experiment.bf16 else "fp32")
     checkpointing = given.gradient_checkpointing or getattr(experiment, "gradient_checkpointing", False)
     plan = plan_experiment(experiment, Hardware(given.devices, sharding, precision, given.device_memory, checkpointing))
     print(plan.to_json() if given.json else plan)
     return 0 if plan.fits else 1
+
+
+def _budget(experiment: "ExperimentConfig", given: Namespace) -> int:
+    import json
+
+    from hf_muscaling.budget.experiment import finished_proxies, offer
+    from hf_muscaling.planning import experiment_vocabulary
+
+    assumptions = _assumptions(given)
+    runs = finished_proxies(experiment, given.runs) if given.runs else []
+    offered = offer(experiment, experiment_vocabulary(experiment), given.candidates)
+    if runs:
+        advice = offered.advise(runs, assumptions, max_seeds=given.max_seeds)
+        print(json.dumps(advice.to_dict(), indent=1) if given.json else advice)
+        return 0 if advice.stop and advice.reason == "tight" else 1 if advice.stop else 0
+    options: dict[str, Any] = {"max_seeds": given.max_seeds, "assumptions": assumptions}
+    if given.law:
+        from hf_muscaling.laws import PowerLaw
+
+        options |= {"belief": PowerLaw.from_json(given.law), "keep": False}
+    plan = offered.plan(**options)
+    print(plan.to_json() if given.json else plan)
+    if given.plot:
+        from hf_muscaling.budget.plots import plot_budget
+        from hf_muscaling.plotting import save_figure
+
+        save_figure(plot_budget(plan), given.plot)
+    return 1 if plan.tight is False else 0
+
+
+def _assumptions(given: Namespace) -> "Assumptions | None":
+    from hf_muscaling.budget import Assumptions
+    from hf_muscaling.budget.share import read_share
+
+    if not given.noise:
+        return None
+    low, high = (read_share("noise", text) for text in given.noise)
+    return Assumptions(noise=(low, high))

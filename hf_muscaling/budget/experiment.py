@@ -1,0 +1,169 @@
+"""The planner of an experiment: its widths as options with their cost, its finished runs, its proxies in planned order.
+
+Costs are FLOPs by nanoLM's formula over those of the target (Eq. 1): the grid's trials at base width are the overhead,
+and the best of them is the base width's first proxy.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from ..errors import ConfigurationError, RecordError
+from ..runs import Run, Series
+from .advice import Advice, advise
+from .belief import Assumptions
+from .design import ProxyOption
+from .plan import BudgetPlan, plan_budget
+from .share import read_share
+
+if TYPE_CHECKING:
+    from ..configuration import ExperimentConfig
+    from ..counting import Count
+    from ..laws import PowerLaw
+
+MOST = 16
+"""Widths offered to a search, evenly spread in their logarithm."""
+BEYOND = 3.0  #: the widths offered reach as far as so many times the budget does, for the trade-off
+WHOLE = 1.0  #: the budget, if only a tolerance is given: the target's own cost
+
+
+@dataclass(frozen=True)
+class Offer:
+    """What an experiment may train: `options` by width, `target` parameters, and the grid's cost as `overhead`."""
+
+    options: tuple[ProxyOption, ...]
+    target: float
+    overhead: float
+    budget: float
+    tolerance: float | None
+    level: float
+    count: Count
+    objective: str
+
+    @property
+    def law(self) -> PowerLaw:
+        """Return the law, not fitted, that the experiment fits."""
+        from ..laws import PowerLaw
+
+        return PowerLaw(objective=self.objective, count=self.count)
+
+    def plan(self, **options: Any) -> BudgetPlan:
+        """Return the plan before any run; further options are those of `plan_budget`."""
+        given = {"overhead": self.overhead, "tolerance": self.tolerance, "level": self.level, "law": self.law}
+        return plan_budget(self.options, self.target, self.budget, **(given | options))
+
+    def advise(self, runs: Iterable[Run], assumptions: Assumptions | None = None, **options: Any) -> Advice:
+        """Return what to do after these runs; widths at which only diverged runs are known are offered no more."""
+        runs = list(runs)
+        diverged = {run.width for run in runs if not run.finished} - {run.width for run in runs if run.finished}
+        offered = [option for option in self.options if option.width not in diverged]
+        return advise(
+            Series(runs).to_rows(), offered, self.target, self.budget, tolerance=self.tolerance, overhead=self.overhead,
+            law=self.law, level=self.level, assumptions=assumptions, **options,
+        )  # fmt: skip
+
+
+def offer(config: ExperimentConfig, vocabulary: int, widths: Sequence[int] | None = None) -> Offer:
+    """Return the options of an experiment within its `budget`, counted without allocating a model.
+
+    `widths` are by default every multiple of the head size from the smallest of base width and `widths` up to the
+    largest that the budget allows beside the cheapest two, thinned to `MOST`. Raises ConfigurationError for widths that
+    are impossible or at least the target's, and for a budget that does not buy three.
+    """
+    from ..counting import count_parameters
+    from ..experiment import experiment_step_flops
+
+    budget = WHOLE if config.budget is None else read_share("budget", config.budget)
+    tolerance = None if config.tolerance is None else read_share("tolerance", config.tolerance)
+    count: Any = config.count
+    base, top = config.base_config(vocabulary), config.target_width
+    whole = experiment_step_flops(config, top, vocabulary)
+
+    def cost(width: int) -> float:
+        return experiment_step_flops(config, width, vocabulary) / whole
+
+    cells = len(config.learning_rates) * len(config.init_stds) * len(config.output_multipliers)
+    overhead = cells * cost(config.base_width)
+    if widths is None:
+        widths = _affordable(config, cost, budget - overhead, BEYOND * budget - overhead)
+    too_wide = [w for w in widths if w >= top]
+    if too_wide:
+        raise ConfigurationError(f"The width {too_wide[0]} is no proxy of a target of width {top}; leave it out.")
+    options = [
+        ProxyOption(w, count_parameters(base.at_width(w), count), cost(w), paid=int(w == config.base_width))
+        for w in sorted(set(widths))
+    ]
+    target = count_parameters(base.at_width(top), count)
+    return Offer(tuple(options), float(target), overhead, budget, tolerance, config.level, count, config.objective)
+
+
+def _affordable(config: ExperimentConfig, cost: Callable[[int], float], left: float, more: float) -> list[int]:
+    step, smallest = config.head_size, min(*config.widths, config.base_width)
+    ladder = list(range(smallest, config.target_width, step))
+    free = {config.base_width}
+    cheapest = sum(sorted(0.0 if w in free else cost(w) for w in ladder)[:2])
+    least = sum(sorted(0.0 if w in free else cost(w) for w in ladder)[:3])
+    if len(ladder) < 3 or least > left * (1 + 1e-9):
+        raise ConfigurationError(
+            f"The budget leaves {100 * left:.3g} % of the target's FLOPs for proxies beside the grid, and the cheapest "
+            f"three widths cost {100 * least:.3g} %. Raise --budget, search fewer learning rates, or take a larger "
+            "target."
+        )
+    inside = [w for w in ladder if w in free or cheapest + cost(w) <= more * (1 + 1e-9)]
+    if len(inside) <= MOST:
+        return inside
+    wanted = np.geomspace(inside[0], inside[-1], MOST)
+    return sorted({inside[int(np.abs(np.array(inside) - w).argmin())] for w in wanted} | free)
+
+
+def finished_proxies(config: ExperimentConfig, folder: str | Path) -> list[Run]:
+    """Return the runs below a folder that are proxies of an experiment: its steps and batch, narrower than the target,
+    with the settings of the grid's best run.
+
+    Raises RecordError for a damaged record or a folder without any, ConfigurationError for runs of another horizon.
+    """
+    from ..experiment import best_of_grid
+
+    paths = sorted(Path(folder).glob("**/run.json"))
+    if not paths:
+        raise RecordError(f"{folder} holds no finished run (run.json); give the --output_dir of a run-series.")
+    runs = [Run.load(path) for path in paths]
+    own = [run for run in runs if config.steps == run.S and config.batch_size * config.sequence_length == run.B]
+    if not own:
+        found = sorted({(run.S, run.B) for run in runs})
+        raise ConfigurationError(
+            f"The runs of {folder} have (steps, tokens a step) {found}, the experiment "
+            f"{(config.steps, config.batch_size * config.sequence_length)}. Give the settings they were trained with."
+        )
+    grid = [run for run in own if run.width == config.base_width and run.seed == config.seed]
+    best = best_of_grid(grid, config)
+    kept = [run for run in own if _settings(run) == _settings(best) and run.width < config.target_width]
+    return sorted(kept, key=lambda run: (run.width, run.seed))
+
+
+def _settings(run: Run) -> tuple[Any, ...]:
+    names = ("initializer_range", "initializer_factor", "output_multiplier")
+    return run.lr, *(run.config.get(name) for name in names)
+
+
+def train_planned(
+    config: ExperimentConfig, offered: Offer, train: Callable[[int, int], Run], say: Callable[[Advice], None]
+) -> list[Run]:
+    """Train proxies one by one, `train(width, seed)` each, as advised after every one; return them by width.
+
+    The base width's first run is the best of the grid and comes first. `say` is told every advice. The same runs are
+    found again when the same experiment is continued, since advice follows from the runs before it alone.
+    """
+    runs = [train(config.base_width, config.seed)]
+    while True:
+        advice = offered.advise(runs)
+        say(advice)
+        if advice.add is None:
+            return sorted(runs, key=lambda run: (run.width, run.seed))
+        width = advice.add.width
+        runs.append(train(width, config.seed + sum(run.width == width for run in runs)))
