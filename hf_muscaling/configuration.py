@@ -375,9 +375,13 @@ def read_experiment_file(path: str) -> dict[str, Any]:
 
 
 def _coerced(settings: dict[str, Any]) -> dict[str, Any]:
-    """Turn YAML's strings into the fields' types: YAML reads 2e-3 (no dot) as text."""
-    types = {f.name: str(f.type) for f in fields(ExperimentConfig)}
-    return {name: _coerce(name, value, types[name]) for name, value in settings.items()}
+    """Turn YAML's strings into the fields' types: YAML reads 2e-3 (no dot) as text.
+
+    A null is left out where it is the default: HfArgumentParser strips "| None" off the fields' types.
+    """
+    known = {f.name: f for f in fields(ExperimentConfig)}
+    given = {name: value for name, value in settings.items() if value is not None or known[name].default is not None}
+    return {name: _coerce(name, value, str(known[name].type)) for name, value in given.items()}
 
 
 def _coerce(name: str, value: Any, kind: str) -> Any:

@@ -2,9 +2,11 @@
 
 import json
 import os
+from dataclasses import asdict
 from pathlib import Path
 
 import pytest
+import yaml
 
 from hf_muscaling.budget.experiment import finished_proxies, offer
 from hf_muscaling.cli import main
@@ -34,6 +36,7 @@ def test_options_are_the_experiments_models_and_costs():
     assert [o.paid for o in offered.options] == [1] + [0] * (len(widths) - 1)
 
 
+@pytest.mark.slow
 def test_the_command_plans(tmp_path, capsys):
     figure = tmp_path / "plan.png"
     words = [*SMALL, "--tolerance", "0.5%", "--max-seeds", "2", "--noise", "0.05%", "0.1%"]
@@ -68,9 +71,9 @@ def test_bad_flags_are_one_paragraph(capsys, words, message):
 
 def test_settings_of_a_file(tmp_path):
     path = tmp_path / "small.yaml"
-    path.write_text("budget: 5%\ntolerance: 0.01\n", encoding="utf-8")
+    path.write_text("budget: 5%\ntolerance: 0.01\ntokenizer: null\n", encoding="utf-8")
     config, _ = parse_experiment(["--config", str(path)])
-    assert (config.budget, config.tolerance) == ("5%", "0.01")
+    assert (config.budget, config.tolerance, config.tokenizer) == ("5%", "0.01", None)
     with pytest.raises(ConfigurationError, match="tolerance='none'"):
         ExperimentConfig(tolerance="none")
 
@@ -97,11 +100,13 @@ def test_a_series_is_trained_as_advised(planned, monkeypatch, capsys):
     proxies = finished_proxies(planned, folder)
     assert sorted((run.width, run.seed) for run in proxies) == trained
     capsys.readouterr()
-    status = main(["plan", *flags(planned), "--runs", str(folder), "--json"])
+    (folder.parent / "small.yaml").write_text(yaml.safe_dump(asdict(planned)), encoding="utf-8")
+    words = [str(folder.parent / "small.yaml")]
+    status = main(["plan", *words, "--runs", str(folder), "--json"])
     advice = json.loads(capsys.readouterr().out)
     assert advice["action"] == "stop" and advice["half_width"] == pytest.approx(said[-1]["half_width"], rel=1e-6)
     assert status == 1  # it stopped, not because the interval was tight
-    loose = main(["plan", *flags(planned), "--runs", str(folder), "--tolerance", "0.9"])
+    loose = main(["plan", *words, "--runs", str(folder), "--tolerance", "0.9"])
     assert loose == 0 and "interval is tight enough" in capsys.readouterr().out
 
     def train(self, *a, **k):

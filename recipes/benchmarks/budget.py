@@ -1,0 +1,242 @@
+"""What the planner's designs measure, against equal spacing for the same budget, where the target's loss is known.
+
+    python recipes/benchmarks/budget.py pool FOLDER [--budgets 0.3 0.5 0.8] [--repeats 200]
+    python recipes/benchmarks/budget.py tables FILE.csv … [--budgets 0.05 0.1 0.2]
+    python recipes/benchmarks/budget.py nanolm [--trials 8]
+
+`pool`: FOLDER is the output of `recipes/run_series.py … --seeds 20 --verify`. Designs draw their seeds from the pool of
+each width without replacement, again and again; the law is the experiment's, the target the mean of its seeds.
+
+`tables`: tidy tables (see `extrapolation.py`) of runs at a constant learning rate. At every horizon D (factors of two)
+the curves are interpolated in log D; each of the three largest sizes in turn is the target, designs choose among the
+smaller ones, one run each, at a cost of N over the target's N.
+
+`nanolm`: the tables of nanoLM (Yao et al., arXiv:2304.06875) with 32 and 64 layers, one run a width; cost by the
+paper's formula, Eq. 1 with `--trials` runs at base width. Its own design is all eight widths.
+
+The planner knows nothing but its default assumptions; the designs are fixed before any loss is looked at. Half-widths
+are those of 90 % intervals as plans count them (`hf_muscaling.budget.half_width`), in % of the loss.
+"""
+
+import argparse
+import csv
+import gzip
+import json
+import os
+import warnings
+from collections import defaultdict
+from collections.abc import Iterator, Sequence
+from functools import cache
+from pathlib import Path
+
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+import numpy as np
+
+from hf_muscaling import PowerLaw
+from hf_muscaling.budget import ProxyOption, equal_spacing, half_width, plan_budget
+from hf_muscaling.errors import ConfigurationError, FitError
+
+Counts = np.ndarray
+MOST_SEEDS = 8
+
+NANOLM_WIDTHS = (256, 384, 512, 640, 768, 896, 1024, 2048)
+NANOLM = {  # layers, sequence; parameters (billions) and loss of each width; those of the target, width 8192
+    "GPT 32 layers, 7k steps": (
+        32, 512, (0.038, 0.076, 0.126, 0.189, 0.265, 0.353, 0.454, 1.714),
+        (3.92, 3.76, 3.65, 3.59, 3.54, 3.49, 3.47, 3.45), 26.185, 3.41,
+    ),
+    "GPT 64 layers, 10k steps": (
+        64, 2048, (0.077, 0.153, 0.254, 0.381, 0.532, 0.709, 0.911, 3.432),
+        (3.656, 3.389, 3.298, 3.215, 3.198, 3.087, 3.080, 2.958), 52.385, 2.883,
+    ),
+}  # fmt: skip
+
+
+def designs(
+    options: Sequence[ProxyOption], target: float, budget: float, overhead: float, seeds: int
+) -> dict[str, Counts]:
+    """Return name → counts: the planner's and equal spacing with four and five sizes, as far and with as many seeds as
+    the budget goes.
+    """
+    found = {}
+    try:
+        plan = plan_budget(options, target, budget, overhead=overhead, max_seeds=seeds, curve=False)
+        chosen = {option.N: n for option, n in plan.design.runs}
+        found["planner"] = np.array([chosen.get(option.N, 0) for option in options])
+    except ConfigurationError:
+        return {}
+    for sizes in (4, 5):
+        one = equal_spacing(options, budget, sizes=sizes, overhead=overhead)
+        if one is None:
+            continue
+        for n in range(seeds, 0, -1):
+            counts = equal_spacing(options, budget, sizes=sizes, seeds=n, overhead=overhead)
+            if counts is not None and ((counts > 0) == (one > 0)).all():
+                found[f"equal spacing, {sizes}"] = counts
+                break
+    return found
+
+
+def measured(law: PowerLaw, rows: dict, target: float, loss: float) -> tuple[float, float, bool]:
+    """Return the relative error at the target, the half-width and whether the target is inside it."""
+    law.fit(rows)
+    half, predicted = half_width(law, {"N": target}), float(law.predict(N=target).loss)
+    return predicted / loss - 1, half, abs(predicted - loss) <= half * predicted
+
+
+def line(name: str, found: list[tuple[float, float, bool]], cost: float, note: str = "") -> str:
+    """Return a row of the table: errors, half-width, coverage."""
+    error, half, inside = (np.array(v, float) for v in zip(*found, strict=True))
+    return (
+        f"  {name:26s} cost {100 * cost:6.2f} %  mean |error| {100 * np.abs(error).mean():5.2f} %  median "
+        f"{100 * np.median(np.abs(error)):5.2f} %  half-width {100 * np.median(half):5.2f} %  inside "
+        f"{100 * inside.mean():3.0f} %  {note}"
+    )
+
+
+def spent(options: Sequence[ProxyOption], counts: Counts, overhead: float) -> float:
+    """Return the cost of a design."""
+    return overhead + sum(o.cost * max(int(n) - o.paid, 0) for o, n in zip(options, counts, strict=True))
+
+
+def pool(folder: Path, budgets: Sequence[float], repeats: int) -> None:
+    """Print what designs of each budget measure when their seeds are drawn from a pool of finished runs."""
+    from hf_muscaling.budget.experiment import finished_proxies, offer
+    from hf_muscaling.configuration import ExperimentConfig
+    from hf_muscaling.planning import experiment_vocabulary
+    from hf_muscaling.runs import Run
+
+    record = json.loads((folder / "experiment.json").read_text())["config"]
+    config = ExperimentConfig(**record)
+    losses: dict[int, list[float]] = defaultdict(list)
+    for run in finished_proxies(config, folder):
+        if run.loss is not None:
+            losses[run.width].append(run.loss)
+    targets = [Run.load(path) for path in folder.glob("runs/*/run.json")]
+    actual = float(np.mean([r.loss for r in targets if r.width == config.target_width and r.loss is not None]))
+    offered = offer(config, experiment_vocabulary(config), sorted(losses))
+    options, seeds = offered.options, min(MOST_SEEDS, *(len(v) for v in losses.values()))
+    print(f"Pool: {', '.join(f'width {w} × {len(v)}' for w, v in sorted(losses.items()))}; target width "
+          f"{config.target_width}, loss {actual:.4f}; grid {100 * offered.overhead:.1f} % of it")  # fmt: skip
+    for budget in budgets:
+        print(f"budget {100 * budget:g} %")
+        for name, counts in designs(options, offered.target, budget, offered.overhead, seeds).items():
+            rng, found = np.random.default_rng(0), []
+            for _ in range(repeats):
+                drawn = [rng.choice(losses[o.width], n, replace=False) for o, n in zip(options, counts, strict=True)]
+                rows = {"N": np.repeat([o.N for o in options], counts), "loss": np.concatenate(drawn)}
+                found.append(measured(offered.law, as_read(offered.law, rows), offered.target, actual))
+            print(line(name, found, spent(options, counts, offered.overhead), shown(options, counts)), flush=True)
+
+
+def as_read(law: PowerLaw, rows: dict) -> dict:
+    """Return rows with N under the name that the law reads."""
+    return {law.columns["N"]: rows["N"], "loss": rows["loss"]}
+
+
+def shown(options: Sequence[ProxyOption], counts: Counts) -> str:
+    """Return a design in short: 32×3 48×1."""
+    return " ".join(f"{o.width}×{n}" for o, n in zip(options, counts, strict=True) if n)
+
+
+def slices(paths: Sequence[Path]) -> Iterator[tuple[str, np.ndarray, np.ndarray]]:
+    """Yield name, sizes and losses at equal horizons of every family of curves."""
+    families: dict[str, dict[float, list[tuple[float, float]]]] = defaultdict(lambda: defaultdict(list))
+    for path in paths:
+        text = path.read_bytes()
+        for row in csv.DictReader((gzip.decompress(text) if path.suffix == ".gz" else text).decode().splitlines()):
+            if row.get("kind") == "intermediate" and row.get("tokens") and row.get("params"):
+                families[row["family"]][float(row["params"])].append((float(row["tokens"]), float(row["loss"])))
+    for family, curves in sorted(families.items()):
+        sorted_curves = {n: np.array(sorted(rows)) for n, rows in sorted(curves.items())}
+        last = max(c[-1, 0] for c in sorted_curves.values())
+        for halvings in range(1, 8):
+            d = last / 2**halvings
+            there = {n: c for n, c in sorted_curves.items() if c[0, 0] <= d <= c[-1, 0]}
+            if len(there) >= 8:
+                at = [np.exp(np.interp(np.log(d), np.log(c[:, 0]), np.log(c[:, 1]))) for c in there.values()]
+                yield f"{family} at {d:.2g} tokens", np.array(list(there)), np.array(at)
+
+
+@cache
+def table_designs(sizes: tuple[float, ...], target: float, budget: float) -> dict[str, Counts]:
+    """Return the designs for single runs of so many sizes."""
+    options = [ProxyOption(int(np.sqrt(n)), n, n / target) for n in sizes]
+    return designs(options, target, budget, 0.0, 1)
+
+
+def tables(paths: Sequence[Path], budgets: Sequence[float]) -> None:
+    """Print what designs of each budget measure on public curves at equal horizons."""
+    found: dict[tuple[float, str], dict[tuple[str, float], tuple[float, float, bool]]] = defaultdict(dict)
+    costs: dict[tuple[float, str], list[float]] = defaultdict(list)
+    for name, sizes, losses in slices(paths):
+        print(f"{name}: {len(sizes)} sizes, {sizes[0]:.3g} to {sizes[-1]:.3g}", flush=True)
+        for target, loss in zip(sizes[-3:], losses[-3:], strict=True):
+            smaller = sizes < target
+            for budget in budgets:
+                for design, counts in table_designs(tuple(sizes[smaller]), float(target), budget).items():
+                    chosen = counts > 0
+                    rows = {"N": sizes[smaller][chosen], "loss": losses[smaller][chosen]}
+                    try:
+                        found[budget, design][name, target] = measured(PowerLaw(), rows, target, loss)
+                    except FitError:  # the loss does not fall over these sizes: nothing learnt
+                        found[budget, design][name, target] = (1.0, 1.0, True)
+                    costs[budget, design].append(float(sizes[smaller][chosen].sum() / target))
+    for budget in budgets:
+        names = [name for b, name in found if b == budget]
+        shared = set.intersection(*(set(found[budget, name]) for name in names)) if names else set()
+        print(f"budget {100 * budget:g} %: {len(shared)} targets for which every design is affordable")
+        for name in names if shared else ():
+            print(line(name, [found[budget, name][k] for k in sorted(shared)], float(np.mean(costs[budget, name]))))
+        if {"planner", "equal spacing, 5"} <= set(names) and shared:
+            wins = [abs(found[budget, "planner"][k][0]) < abs(found[budget, "equal spacing, 5"][k][0]) for k in shared]
+            print(f"  the planner errs less than five equally spaced sizes at {100 * np.mean(wins):.0f} % of them")
+
+
+def nanolm(trials: int, budgets: Sequence[float]) -> None:
+    """Print what subsets of nanoLM's widths reach, and at what cost."""
+    from hf_muscaling.counting import step_flops
+
+    for name, (layers, sequence, sizes, losses, target, loss) in NANOLM.items():
+        whole = step_flops(layers, 8192, sequence, 100256, 512)
+        cost = [step_flops(layers, w, sequence, 100256, 512) / whole for w in NANOLM_WIDTHS]
+        options = [
+            ProxyOption(w, 1e9 * n, c, paid=int(w == 256)) for w, n, c in zip(NANOLM_WIDTHS, sizes, cost, strict=True)
+        ]
+        overhead = trials * cost[0]
+        print(f"{name}: {trials} trials at width 256 cost {100 * overhead:.2f} %")
+        tried = {"nanoLM: all widths": np.ones(8, int)}
+        for budget in budgets:
+            for design, counts in designs(options, 1e9 * target, budget, overhead, 1).items():
+                tried[f"{design}, {100 * budget:g} %"] = counts
+        for design, counts in tried.items():
+            rows = {"N": 1e9 * np.array(sizes)[counts > 0], "loss": np.array(losses)[counts > 0]}
+            for objective in ("least_squares", "bayes"):
+                found = [measured(PowerLaw(objective), rows, 1e9 * target, loss)]
+                words = line(design, found, spent(options, counts, overhead), shown(options, counts))
+                print(words, objective, flush=True)
+
+
+def main() -> None:
+    """Run one part."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("part", choices=["pool", "tables", "nanolm"])
+    parser.add_argument("paths", nargs="*", type=Path)
+    parser.add_argument("--budgets", type=float, nargs="+", help="shares of the target's FLOPs")
+    parser.add_argument("--repeats", type=int, default=200, help="draws from the pool")
+    parser.add_argument("--trials", type=int, default=8, help="grid trials of nanoLM")
+    args = parser.parse_args()
+    warnings.simplefilter("ignore")
+    if args.part != "nanolm" and not args.paths:
+        parser.error(f"{args.part} needs a path")
+    if args.part == "pool":
+        pool(args.paths[0], args.budgets or (0.3, 0.5, 0.8, 1.2), args.repeats)
+    elif args.part == "tables":
+        tables(args.paths, args.budgets or (0.05, 0.1, 0.2))
+    else:
+        nanolm(args.trials, args.budgets or (0.05, 0.1, 0.15))
+
+
+if __name__ == "__main__":
+    main()
