@@ -14,6 +14,7 @@ from transformers import HfArgumentParser
 
 from hf_muscaling.distributed import launched_processes
 from hf_muscaling.errors import ConfigurationError
+from hf_muscaling.live import VIEWS
 from hf_muscaling.placement import PLACEMENTS
 
 if TYPE_CHECKING:
@@ -78,6 +79,7 @@ class ExperimentConfig:
         "auto", "Runs side by side, a thread, GPU or launched process each: auto, together (never) or apart (always)."
     )
     seed: int = _option(0, "Seed of the batch order and of the first initialisation.")
+    live: str = _option("none", "Live view of the series: trackio, tensorboard, auto (what is installed) or none.")
     checkpoint_steps: int = _option(200, "Steps between checkpoints of a run.")
     logging_steps: int = _option(10, "Steps between rows of a loss curve.")
 
@@ -149,6 +151,8 @@ class ExperimentConfig:
                 read_share(name, getattr(self, name))
         if self.placement not in PLACEMENTS:
             raise ConfigurationError(f"placement={self.placement!r} is unknown; use one of {', '.join(PLACEMENTS)}.")
+        if self.live not in VIEWS:
+            raise ConfigurationError(f"live={self.live!r} is unknown; use one of {', '.join(VIEWS)}.")
         if self.threads < 0:
             raise ConfigurationError(f"threads must be 0 (share the cores) or positive, got {self.threads}.")
 

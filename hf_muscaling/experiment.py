@@ -7,6 +7,7 @@ continues.
 import itertools
 import logging
 import math
+import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
@@ -114,10 +115,12 @@ def run_experiment(
     from hf_muscaling.folders import writable_folder
     from hf_muscaling.horizon import centred_rates
     from hf_muscaling.interruption import listening
+    from hf_muscaling.live import check_view
     from hf_muscaling.report import write_report
     from hf_muscaling.workers import Workers
 
     config = centred_rates(config)
+    check_view(config.live)
     config.base_config()
     folder = writable_folder(config.output_dir)
     args = config.training_arguments()
@@ -132,6 +135,7 @@ def run_experiment(
 
 def _train_and_predict(config, setup, args, folder, workers, progress) -> ExperimentResult:
     from hf_muscaling.counting import count_parameters
+    from hf_muscaling.live import open_view
     from hf_muscaling.progress import SeriesProgress
     from hf_muscaling.series import Job, run_jobs
 
@@ -156,7 +160,17 @@ def _train_and_predict(config, setup, args, folder, workers, progress) -> Experi
     left = max(offered.budget - offered.overhead, 0.0) * Job(target, args, seed=0).cost(per_step) if offered else 0.0
     costs.append(left)
     main = args.process_index == 0
-    bar = SeriesProgress(costs, f"{config.architecture} series", enabled=progress and main)
+    target_N = count_parameters(target, config.count)
+
+    def predict(runs: Sequence[Run]) -> "Prediction | None":
+        if len(mean_losses(runs)) < 3:
+            return None
+        with warnings.catch_warnings():  # said of the final law
+            warnings.simplefilter("ignore")
+            return fit_law(Series(list(runs)), config).predict(N=target_N, level=config.level)
+
+    view = open_view(config.live, folder, predict) if main else None
+    bar = SeriesProgress(costs, f"{config.architecture} series", enabled=progress and main, view=view)
     options: dict[str, Any] = {"family": experiment_family(config, data), "hashes": hashes, "progress": bar}
     options |= {"data_collator": setup.data_collator, "placement": config.placement, "workers": workers}
     datasets = (setup.train_dataset, setup.heldout_dataset, folder / "runs")
@@ -181,7 +195,6 @@ def _train_and_predict(config, setup, args, folder, workers, progress) -> Experi
             bar.skip(left)  # what it could have cost, or did
         proxies = Series(runs, name=config.architecture)
         law = fit_law(proxies, config)
-        target_N = count_parameters(target, config.count)
         prediction = law.predict(N=target_N, level=config.level)
         target_jobs = [
             Job(base.at_width(config.target_width), args, seed=s, learning_rate=best.lr) for s in target_seeds
@@ -189,6 +202,8 @@ def _train_and_predict(config, setup, args, folder, workers, progress) -> Experi
         targets = run_jobs(target_jobs, *datasets, role="target", **options)
     finally:
         bar.close()
+        if view is not None:
+            view.close()
     trained = {run.run_id: run for run in [*grid_runs, *proxies]}
     spent = sum(experiment_step_flops(config, run.width, target.vocab_size) for run in trained.values())
     ratio = spent / experiment_step_flops(config, config.target_width, target.vocab_size)

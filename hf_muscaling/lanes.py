@@ -14,6 +14,7 @@ from transformers import TrainerCallback, TrainingArguments
 
 from hf_muscaling.errors import ConfigurationError
 from hf_muscaling.interruption import stop
+from hf_muscaling.live import Label
 from hf_muscaling.placement import RATE, Placement, assign, machine_memory, place
 from hf_muscaling.progress import SeriesProgress
 from hf_muscaling.runs import Run
@@ -35,6 +36,7 @@ class Phase:
     train_dataset: Any
     eval_dataset: Any
     folder: Path
+    length: int
     options: dict[str, Any]
     bar: SeriesProgress
 
@@ -46,11 +48,20 @@ class Phase:
     def train(self, k: int, *callbacks: TrainerCallback) -> Run:
         """Train a job's run in this process, with those of the launcher."""
         job = self.jobs[k]
-        bar = self.bar.start(job.name, self.costs[k])
+        bar = self.bar.start(job.name, self.costs[k], self.label(k))
         data = (self.train_dataset, self.eval_dataset, self.folder)
         run = train_run(job.config, job.args, *data, callbacks=[bar, *callbacks], **self.options)
-        bar.finish()
+        bar.finish(run)
         return run
+
+    def label(self, k: int) -> Label:
+        """Return which curve of a live view a job's run is."""
+        job = self.jobs[k]
+        args = job.args
+        return Label(
+            self.options.get("role", "proxy"), job.config.hidden_size, args.learning_rate, args.seed,
+            args.per_device_train_batch_size * args.gradient_accumulation_steps * args.world_size * self.length,
+        )  # fmt: skip
 
     def name(self, k: int) -> str:
         """Return the name of a job's run."""
@@ -121,11 +132,12 @@ def train_phase(phase: Phase, mode: str, workers: Workers) -> list[Run]:
             mode = "together"
     plan = lanes.place(phase, mode)
 
+    role = phase.options.get("role", "proxy")
     names = [phase.name(k) for k in range(len(phase.jobs))]
     runs: dict[str, Run] = {}
     for k in _agreed([k for k in range(len(names)) if phase.recorded(k) is not None]):
         runs[names[k]] = _await(phase, k)
-        phase.bar.skip(phase.costs[k])
+        phase.bar.skip(phase.costs[k], replace(runs[names[k]], role=role))
     apart = list({names[k]: k for k in plan.apart if names[k] not in runs}.values())
     if lanes.launched:
         mine, _ = assign([phase.costs[k] for k in apart], [0.0] * lanes.count)
@@ -147,13 +159,14 @@ def train_phase(phase: Phase, mode: str, workers: Workers) -> list[Run]:
     for k in apart:
         if names[k] not in runs:
             runs[names[k]] = _await(phase, k)  # another launched process trains it
-    role = phase.options.get("role", "proxy")
+            if phase.bar.view is not None:
+                phase.bar.view.finished(replace(runs[names[k]], role=role))
     return [replace(runs[name], role=role) for name in names]
 
 
 def _task(phase: Phase, k: int) -> Task:
     job = phase.jobs[k]
-    return Task(k, job.name, job.config, job.args, lambda: phase.bar.start(job.name, phase.costs[k]))
+    return Task(k, job.name, job.config, job.args, lambda: phase.bar.start(job.name, phase.costs[k], phase.label(k)))
 
 
 def _train_here(phase: Phase, threads: int) -> Callable[[Task, Callable], Run]:

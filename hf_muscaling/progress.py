@@ -3,10 +3,14 @@
 import sys
 import time
 from collections.abc import Iterable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from tqdm.auto import tqdm
 from transformers import TrainerCallback
+
+if TYPE_CHECKING:
+    from hf_muscaling.live import Label, LiveView
+    from hf_muscaling.runs import Run
 
 STEP_OVERHEAD = 2e6
 """Cost of a token that does not shrink with the model, in FLOPs: it makes the time left right for narrow widths."""
@@ -19,10 +23,17 @@ def run_cost(N: float, D: float) -> float:
 
 class SeriesProgress:
     """The bars of a series: one weighted by each run's cost, so that its estimate of the time left holds however many
-    runs are trained side by side, and one for each of these.
+    runs are trained side by side, and one for each of these. A `view` hears what they show.
     """
 
-    def __init__(self, costs: Iterable[float], description: str = "series", enabled: bool = True):
+    def __init__(
+        self,
+        costs: Iterable[float],
+        description: str = "series",
+        enabled: bool = True,
+        view: "LiveView | None" = None,
+    ):
+        self.view, self.total, self.done, self.began = view, sum(costs := list(costs)), 0.0, time.monotonic()
         # a log file gets a line every ten seconds instead of one every frame
         pace = {"mininterval": 0.5 if sys.stderr.isatty() else 10.0, "disable": not enabled, "dynamic_ncols": True}
         self.pace: dict[str, Any] = pace
@@ -30,20 +41,31 @@ class SeriesProgress:
         self.bar = _steady(tqdm(total=sum(costs), desc=description, bar_format=layout, position=0, **pace))
         self.runs: dict[int, RunProgress] = {}
 
-    def start(self, name: str, cost: float) -> "RunProgress":
-        """Announce a run that is trained next; its bar takes the first free line."""
+    @property
+    def seconds_left(self) -> float | None:
+        """The time that what is not done takes at the pace so far; None before anything is done."""
+        return (time.monotonic() - self.began) * (self.total - self.done) / self.done if self.done > 0 else None
+
+    def start(self, name: str, cost: float, label: "Label | None" = None) -> "RunProgress":
+        """Announce a run that is trained next; its bar takes the first free line, its curve goes to the view."""
         line = next(k for k in range(1, len(self.runs) + 2) if k not in self.runs)
-        self.runs[line] = run = RunProgress(self, name, cost, line)
+        self.runs[line] = run = RunProgress(self, name, cost, line, label)
         self.bar.set_postfix_str(name if len(self.runs) == 1 else f"{len(self.runs)} runs", refresh=False)
         return run
 
-    def skip(self, cost: float) -> None:
-        """Leave a run that was read back, not trained, out of the total."""
+    def skip(self, cost: float, run: "Run | None" = None) -> None:
+        """Leave a run that was read back, not trained, out of the total; the view shows it."""
+        self.total = max(self.total - cost, self.done)
+        if self.view is not None and run is not None:
+            self.view.finished(run)
         self.bar.total = max(self.bar.total - cost, self.bar.n)
         self.bar.refresh()
 
     def advance(self, cost: float) -> None:
         """Count some cost as done, never past the end by a rounding error."""
+        self.done = min(self.done + cost, self.total)
+        if self.view is not None and self.total > 0:
+            self.view.time_left(self.done / self.total, self.seconds_left)
         self.bar.update(min(cost, self.bar.total - self.bar.n))
 
     def say(self, text: str) -> None:
@@ -61,8 +83,8 @@ class SeriesProgress:
 class RunProgress(TrainerCallback):
     """One run's bar: a callback of the Trainer in this process, or told by another process's messages."""
 
-    def __init__(self, series: SeriesProgress, name: str, cost: float, line: int):
-        self.series, self.name, self.cost, self.line = series, name, cost, line
+    def __init__(self, series: SeriesProgress, name: str, cost: float, line: int, label: "Label | None" = None):
+        self.series, self.name, self.cost, self.line, self.label = series, name, cost, line, label
         self.bar: Any = None
         self.done = 0.0
         self.steps = 1
@@ -83,13 +105,17 @@ class RunProgress(TrainerCallback):
             self.bar.update(step - self.bar.n)
         self._advance(step / self.steps)
 
-    def show_loss(self, loss: float) -> None:
-        """Show the loss of the last row."""
+    def show_loss(self, loss: float, step: int | None = None) -> None:
+        """Show the loss of the last row, that of a step."""
+        if self.series.view is not None and self.label is not None and step is not None:
+            self.series.view.row(self.label, step, loss)
         if self.bar is not None:
             self.bar.set_postfix_str(f"loss {loss:.4f}", refresh=False)
 
-    def finish(self) -> None:
+    def finish(self, run: "Run | None" = None) -> None:
         """Count the run as done; one that was read back, not trained, leaves the total instead."""
+        if self.series.view is not None and run is not None:
+            self.series.view.finished(run)
         if self.bar is None and self.done == 0.0:
             self.series.skip(self.cost)
         else:
@@ -112,7 +138,7 @@ class RunProgress(TrainerCallback):
 
     def on_log(self, args, state, control, logs=None, **kwargs):
         if logs and "loss" in logs:
-            self.show_loss(logs["loss"])
+            self.show_loss(logs["loss"], state.global_step)
 
     def _advance(self, fraction: float) -> None:
         self.series.advance(max(fraction - self.done, 0.0) * self.cost)

@@ -155,7 +155,7 @@ def run_jobs(
     memory = [job.memory(length) for job in jobs]
     main = jobs[0].args.process_index == 0
     bar = progress if isinstance(progress, SeriesProgress) else SeriesProgress(costs, enabled=progress and main)
-    phase = Phase(jobs, costs, memory, train_dataset, eval_dataset, folder, train_options, bar)
+    phase = Phase(jobs, costs, memory, train_dataset, eval_dataset, folder, length, train_options, bar)
     held = nullcontext(workers) if workers is not None else Workers()
     try:
         with exclusive(folder, main), listening(deferring=True), held as crew:

@@ -126,7 +126,7 @@ def _reporter(say: Callable) -> Any:
 
         def on_log(self, args, state, control, logs=None, **kwargs):
             if logs and "loss" in logs:
-                say("loss", logs["loss"])
+                say("loss", logs["loss"], state.global_step)
 
     return Reporter()
 

@@ -208,8 +208,8 @@ class Workers:
         elif kind == "loss":
             task.bar.show_loss(*content)
         elif kind == "done":
-            self._runs[task.key] = Run.from_dict(content[0])
-            task.bar.finish()
+            run = self._runs[task.key] = Run.from_dict(content[0])
+            task.bar.finish(run)
             worker.task = None
         elif kind == "failed":
             worker.task = None
