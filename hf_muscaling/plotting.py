@@ -3,6 +3,7 @@
 Every function returns a matplotlib Figure that owns no global state; `save_figure` writes the same bytes twice.
 """
 
+import math
 import os
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
@@ -46,7 +47,9 @@ def plot_loss_curves(runs: Sequence[Run], title: str = "Training loss of the ser
     finals = [run.loss for run in runs if run.loss is not None]
     starts = [run.curve[0]["loss"] for run in runs if run.curve]
     if finals and starts:
-        axes.set_ylim(min(finals) - 0.1, max(starts) + 0.1)
+        lowest = min(line.get_ydata()[-1] for line in axes.lines)
+        axes.set_ylim(min(*finals, lowest) - 0.1, max(starts) + 0.1)
+    _few_ticks(axes)
     axes.legend(frameon=False, ncol=2, title="line: training, dot: held-out")
     return figure
 
@@ -116,6 +119,7 @@ def plot_law(
     axes.set_title("Scaling law and prediction")
     axes.yaxis.set_major_formatter(lambda value, _: f"{value:.2f}")
     axes.yaxis.set_minor_formatter(lambda value, _: f"{value:.2f}")
+    _few_ticks(axes)
     axes.legend(frameon=False)
     return figure
 
@@ -209,6 +213,18 @@ def _axes() -> tuple[Figure, Any]:
     axes.xaxis.set_major_formatter(LogFormatterSciNotation())
     axes.xaxis.set_minor_formatter(NullFormatter())
     return figure, axes
+
+
+def _few_ticks(axes: Any) -> None:
+    """Label 2 and 5 times a power of ten where the logarithmic x axis spans less than two of them, else neither."""
+    low, high = axes.get_xlim()
+
+    def label(value: float, _: int) -> str:
+        power = math.floor(math.log10(value))
+        digit = round(value / 10**power)
+        return rf"${digit}\times10^{{{power}}}$" if digit in (2, 5) else ""
+
+    axes.xaxis.set_minor_formatter(label if high < 100 * low else NullFormatter())
 
 
 def _smooth(losses: list[float], weight: float = 0.6) -> list[float]:

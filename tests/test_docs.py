@@ -19,7 +19,7 @@ from hf_muscaling.errors import MuScalingError
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "hf_muscaling" / "docs").glob("*.md"))]
 """Globbed: a page is tested because it is there."""
-COMMUNITY = sorted((ROOT / ".github").glob("*.md"))
+COMMUNITY = [*sorted((ROOT / ".github").glob("*.md")), ROOT / "notebooks" / "README.md"]
 
 each_page = pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
 
@@ -72,7 +72,7 @@ def broken_links(page: Path) -> list[str]:
     return broken
 
 
-@pytest.mark.parametrize("page", [*PAGES, *COMMUNITY], ids=lambda page: page.stem)
+@pytest.mark.parametrize("page", [*PAGES, *COMMUNITY], ids=lambda page: f"{page.parent.name}-{page.stem}")
 def test_every_relative_link_leads_somewhere(page):
     assert broken_links(page) == []
 
@@ -153,7 +153,7 @@ def wrong_commands(text: str) -> list[str]:
     return wrong
 
 
-@pytest.mark.parametrize("page", [*PAGES, *COMMUNITY], ids=lambda page: page.stem)
+@pytest.mark.parametrize("page", [*PAGES, *COMMUNITY], ids=lambda page: f"{page.parent.name}-{page.stem}")
 def test_every_command_and_flag_exists(page):
     assert wrong_commands(page.read_text(encoding="utf-8")) == []
 
