@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 
 def _option(default: Any, text: str) -> Any:
-    metadata = {"help": text}
+    metadata = {"help": text.replace("%", "%%")}  # argparse formats it
     if isinstance(default, list):
         return field(default_factory=lambda: list(default), metadata=metadata)
     return field(default=default, metadata=metadata)
