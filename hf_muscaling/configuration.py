@@ -107,10 +107,10 @@ class ExperimentConfig:
     level: float = _option(0.9, "Level of the prediction interval.")
 
     budget: str | None = _option(
-        None, "Share of the target's FLOPs for grid and proxies (5%%): widths and seeds are planned, one run at a time."
+        None, "Share of the target's FLOPs for grid and proxies (5%): widths and seeds are planned, one run at a time."
     )
     tolerance: str | None = _option(
-        None, "Half-width of the interval, as a share of the loss (1%%), at which no more proxies are trained."
+        None, "Half-width of the interval, as a share of the loss (1%), at which no more proxies are trained."
     )
 
     push_to_hub: str | None = _option(None, "Share everything as user/name on the Hub when done (`muscaling push`).")
