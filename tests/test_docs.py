@@ -5,6 +5,7 @@ import io
 import re
 import runpy
 import shlex
+import subprocess
 import sys
 import warnings
 from functools import cache
@@ -187,6 +188,14 @@ def test_every_page_has_a_title_and_is_listed(capsys):
 def test_a_page_is_printed(capsys):
     assert main(["docs", "index"]) == 0
     assert capsys.readouterr().out.strip() == read_page("index.md").strip()
+
+
+def test_a_reader_may_stop_early():
+    code = "from hf_muscaling.cli import main; raise SystemExit(main(['docs', 'reference']))"
+    with subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, stderr=subprocess.PIPE) as shown:
+        shown.stdout.close()
+        assert shown.stderr.read() == b""
+    assert shown.returncode == 0
 
 
 def test_a_page_that_is_none_is_refused(capsys):

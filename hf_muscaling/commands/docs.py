@@ -1,5 +1,7 @@
 """`muscaling docs`: the documentation's pages in the terminal."""
 
+import os
+import sys
 from collections.abc import Sequence
 
 from hf_muscaling.docs import pages, read_page
@@ -13,8 +15,12 @@ def run(arguments: Sequence[str]) -> None:
     parser.add_argument("page", nargs="?", help="the page to print; without it, a list of all")
     page = parser.parse_args(list(arguments)).page
     if page:
-        print(read_page(page))
-        return
-    names = pages()
-    width = max(map(len, names))
-    print("\n".join(f"{name:{width}}  {title}" for name, title in names.items()))
+        text = read_page(page)
+    else:
+        names = pages()
+        width = max(map(len, names))
+        text = "\n".join(f"{name:{width}}  {title}" for name, title in names.items())
+    try:
+        print(text, flush=True)
+    except BrokenPipeError:  # `muscaling docs laws | head`: whoever reads has read enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
