@@ -18,7 +18,9 @@ def run(arguments: Sequence[str]) -> None:
         "example: muscaling evaluate runs.csv --law chinchilla --target rolling",
     )
     parser.add_argument(
-        "--target", default="largest", help="largest (default), rolling, a number of parameters, a run_id"
+        "--target",
+        default="largest",
+        help="largest (default), largest_compute, rolling, a number of parameters, a run_id",
     )
     parser.add_argument("--seen", type=float, default=1.0, help="fit on this first share of each small run's training")
     parser.add_argument("--models", type=int, help="fit on this many of the smallest models")

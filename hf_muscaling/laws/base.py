@@ -28,6 +28,7 @@ from .sharing import SharedLaw
 from .table import ANY_SIGN, MEANING, _columns, read_table, run_labels
 
 VARIABLES = ("N", "D", "S", "B", "C", "S1", "S2")
+MANY = 4  #: rows a size from which a table without runs' names may hold curves
 FAR = 10.0  #: times beyond the fitted range, at either end, past which `predict` warns
 
 
@@ -319,6 +320,8 @@ class ScalingLaw(SharedLaw, ABC):
             keep = columns["weight"] > 0
             columns = {name: values[keep] for name, values in columns.items()}
         words = self._warn_of_table(raw)
+        if labels is None and "N" in columns and len(np.unique(columns["N"])) * MANY <= len(columns["N"]):
+            words += "; each counted as a run of its own, as no run_id or step says that some are checkpoints of one"
         selection = select(columns, self.window, self.rows, self.last_only)
         order = [*self.columns.values(), "loss", "weight", *self.labels]
         return {name: selection.columns[name] for name in order if name in selection.columns}, selection.text + words

@@ -21,6 +21,7 @@ from .table import _columns, read_table, run_labels
 from .together import estimate_together
 
 LAST = 0.3  #: share of a target's training that is scored, the Guide's
+COMPUTE, SHARE = "largest_compute", 0.5  #: the target by compute, and the share of the largest from which runs are one
 _AXES = ("D", "S", "step", "C")
 
 
@@ -106,7 +107,8 @@ def evaluate_extrapolation(
     * `law`: a law to copy (unfitted or not, its settings count), or a class;
     * `target`: "largest" (default; every run of the largest N), "rolling" (ordered hold-out: each size in turn is
       predicted from the smaller ones), a number (every run of at least that N), or a run_id or list of them. Fitted
-      are always the runs smaller than the smallest target;
+      are always the runs smaller than the smallest target. "largest_compute" orders by training FLOPs instead (C, or
+      6·N·D at a run's end): targets are the runs of at least half the largest, fitted are those of less;
     * `seen`: fit on this first share of each small run's training (the Guide's percentage of training);
     * `models`: fit on this many of the smallest models only (the Guide's number of models);
     * `last`: score the checkpoints in this last share of a target's training, by tokens (of a law that does not know
@@ -130,6 +132,9 @@ def evaluate_extrapolation(
     prototype = _prototype(law)
     _check_options(seen, models, last, level, smallest)
     runs = _Runs.of(table, prototype)
+    prototype._warn_of_table(runs.raw)
+    if isinstance(target, str) and target == COMPUTE:
+        runs = runs.by_compute()
     if isinstance(target, str) and target == "rolling":
         origins = [np.flatnonzero(runs.size == size) for size in np.unique(runs.size)[smallest:]]
         if not origins:
@@ -165,6 +170,7 @@ def evaluate_together(
     found = [float("nan")] * len(settings)
     try:
         runs = _Runs.of(table, law)
+        runs = runs.by_compute() if isinstance(target, str) and target == COMPUTE else runs
         targets = runs.targets(target)
     except FitError:
         return found
@@ -260,8 +266,25 @@ class _Runs:
     def take(self, rows: np.ndarray) -> dict[str, np.ndarray]:
         return {name: values[rows] for name, values in self.raw.items()}
 
+    def by_compute(self) -> _Runs:
+        """The same runs in the order of the FLOPs each ends with."""
+        for names in (["C"], ["D", "C"]):  # C may follow from N and D, and D from S and B
+            try:
+                compute = read_table(self.raw, names)["C"]
+                break
+            except FitError as error:
+                reason = error
+        else:
+            raise FitError(f"target={COMPUTE!r} needs the training FLOPs: a column C, or N and D. {reason}")
+        _, run = np.unique(self.run, return_inverse=True)
+        ends = np.zeros(run.max() + 1)
+        np.maximum.at(ends, run.ravel(), compute)
+        return replace(self, size=ends[run.ravel()], key="C")
+
     def targets(self, target: Any) -> np.ndarray:
         """Rows of the runs to be predicted."""
+        if isinstance(target, str) and target == COMPUTE:
+            return np.flatnonzero(self.size >= SHARE * self.size.max())
         if isinstance(target, str) and target == "largest":
             return np.flatnonzero(self.size == self.size.max())
         if isinstance(target, (int, float)) and not isinstance(target, bool) and target > 0:
@@ -272,14 +295,15 @@ class _Runs:
         names = [target] if isinstance(target, str) else target
         if not isinstance(names, (list, tuple, set, np.ndarray)) or not len(names):
             raise ConfigurationError(
-                f"target={repr(target)[:40]} must be 'largest', 'rolling', a number of parameters > 0, or run_ids."
+                f"target={repr(target)[:40]} must be 'largest', 'largest_compute', 'rolling', a number of "
+                "parameters > 0, or run_ids."
             )
         rows = np.flatnonzero(np.isin(self.run, [str(name) for name in names]))
         missing = sorted({str(name) for name in names} - set(self.run[rows]))
         if missing:
             known = ", ".join(sorted(set(self.run))[:6])
             raise ConfigurationError(
-                f"No run is called {missing[0]!r}; target may be 'largest', 'rolling' or of {known}."
+                f"No run is called {missing[0]!r}; target may be 'largest', 'largest_compute', 'rolling' or of {known}."
             )
         return rows
 
@@ -289,7 +313,8 @@ class _Runs:
         sizes = np.unique(self.size[train])
         if models is not None:
             if models > len(sizes):
-                raise FitError(f"models={models}, and the table has {len(sizes)} sizes below the target.")
+                what = "budgets" if self.key == "C" else "sizes"
+                raise FitError(f"models={models}, and the table has {len(sizes)} {what} below the target.")
             train &= self.size <= sizes[models - 1]
         if seen < 1 and self.clock is not None:
             train &= self.clock <= seen * self._end() * (1 + 1e-9)

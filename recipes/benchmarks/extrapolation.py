@@ -20,7 +20,8 @@ outliers; notes are ignored where the batch size changes); --skip leaves out a f
    finals as much as curves. A candidate's score is the mean log(ARE + 0.1 %), data sets counting the same (two seeds
    of one run differ by 0.1 %, so smaller errors are luck), less that of plain Huber. The lowest is chosen.
 3. Measure the intervals: synthetic Chinchilla laws with normal noise, and the rolling origins of 2.
-4. Score on the targets, once: the library's default, plain Huber, and the upper half of the runs with a weak prior.
+4. Score on the targets, once: the library's default, plain Huber, and the upper half of the runs with a weak prior;
+   beside them the runs of at least half the largest compute, predicted from all runs of less ("by compute").
 
 Nothing of 4 enters 2. Needs about five minutes of one core for 2, less for the rest.
 """
@@ -236,32 +237,33 @@ def coverage(sets: list[DataSet], count: int) -> dict[str, float]:
 
 def score_targets(sets: list[DataSet]) -> dict[str, list[tuple[float, float, float]]]:
     """Print the default and two simple rules at the targets of every set; return ARE, coverage and half-width of the
-    default by kind of set.
+    default by kind of set and order of the runs.
     """
-    print("\nAt the targets (N of at least half the largest): ARE % of the default, plain Huber, upper half with prior;"
-          "\ncoverage and median half-width of the default")  # fmt: skip
     result: dict[str, list[tuple[float, float, float]]] = defaultdict(list)
-    for data in sets:
-        step = data.kind == "batch"
-        laws = [KaplanStepLaw(), KaplanStepLaw("huber"), KaplanStepLaw("huber", irreducible=False)] if step else [
-            ChinchillaLaw(), ChinchillaLaw("huber"), rule(np.inf, 1, rows="upper_half")()]  # fmt: skip
-        errors = []
-        for i, law in enumerate(laws):
-            try:
-                e = evaluate_extrapolation(data.table, law, data.table["N"].max() / HALF, level=None if i else 0.9)
-            except FitError:
-                errors.append(np.nan)
-                continue
-            errors.append(e.are)
-            if not i:
-                own = (e.are, e.coverage, e.half_width)
-                result[data.kind + " repeated" * data.repeats].append(own)
-        shown = " ".join(f"{100 * e:6.2f}" for e in errors)
-        print(f"  {shown}   {100 * own[1]:3.0f} %  ± {100 * own[2]:.2f} %  {data.kind}{' repeated' * data.repeats}: "
-              f"{data.name}", flush=True)  # fmt: skip
-    for kind, rows in result.items():
+    for order in ("by size", "by compute"):
+        print(f"\nAt the targets {order} (at least half the largest): ARE % of the default, plain Huber, upper half with\n"
+              "prior; coverage and median half-width of the default")  # fmt: skip
+        for data in sets:
+            step = data.kind == "batch"
+            laws = [KaplanStepLaw(), KaplanStepLaw("huber"), KaplanStepLaw("huber", irreducible=False)] if step else [
+                ChinchillaLaw(), ChinchillaLaw("huber"), rule(np.inf, 1, rows="upper_half")()]  # fmt: skip
+            target = data.table["N"].max() / HALF if order == "by size" else "largest_compute"
+            kind, errors, own = data.kind + " repeated" * data.repeats, [], (np.nan,) * 3
+            for i, law in enumerate(laws):
+                try:
+                    e = evaluate_extrapolation(data.table, law, target, level=None if i else 0.9)
+                except FitError:
+                    errors.append(np.nan)
+                    continue
+                errors.append(e.are)
+                if not i:
+                    own = (e.are, e.coverage, e.half_width)
+                    result[f"{order}, {kind}"].append(own)
+            shown = " ".join(f"{100 * e:6.2f}" for e in errors)
+            print(f"  {shown}   {100 * own[1]:3.0f} %  ± {100 * own[2]:.2f} %  {kind}: {data.name}", flush=True)
+    for name, rows in result.items():
         are, share, width = np.mean(rows, 0)
-        print(f"  {kind}: mean of {len(rows)} sets: ARE {100 * are:.2f} %, inside {100 * share:.0f} %, "
+        print(f"  {name}: mean of {len(rows)} sets: ARE {100 * are:.2f} %, inside {100 * share:.0f} %, "
               f"median half-width {100 * np.median([r[2] for r in rows]):.2f} %")  # fmt: skip
     return result
 

@@ -143,3 +143,11 @@ def test_lines_of_equal_loss(law):
     n, d = best.get_data()
     for shift in (0.9, 1.1):  # any other N for the same compute does worse
         assert (law.loss(n * shift, d / shift, **law.params_) > law.loss(n, d, **law.params_)).all()
+
+
+def test_a_table_that_does_not_name_its_runs_says_how_it_was_read():
+    law = ChinchillaLaw().fit(RUNS)
+    assert "each counted as a run of its own" in law.summary()
+    named = ChinchillaLaw().fit(RUNS | {"run_id": [f"r{i}" for i in range(25)]})
+    few = ChinchillaLaw().fit({name: values[::2] for name, values in RUNS.items()})
+    assert "run of its own" not in named.selection_ + few.selection_

@@ -157,3 +157,50 @@ def test_it_is_quiet():
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         evaluate_extrapolation(curve_table(noise=0.004), ChinchillaLaw, "rolling")
+
+
+class TestByCompute:
+    """A grid in N and D: the largest model trained briefly is no far target, the run of most compute is."""
+
+    def table(self):
+        n, d = (v.ravel() for v in np.meshgrid(np.geomspace(1e7, 1e9, 6), np.geomspace(1e9, 3e10, 6)))
+        return {"N": n, "D": d, "loss": 1.8 + 480 / n**0.35 + 2100 / d**0.37}
+
+    def test_targets_are_the_runs_of_most_compute(self):
+        table = self.table()
+        compute = table["N"] * table["D"]
+        spoilt = table | {"loss": np.where(compute >= compute.max() / 2, table["loss"] * 1.1, table["loss"])}
+        found = evaluate_extrapolation(spoilt, ChinchillaLaw("huber"), "largest_compute", level=None)
+        assert len(found.targets) == (compute >= compute.max() / 2).sum() == 2
+        assert found.are == pytest.approx(1 - 1 / 1.1, rel=1e-3)  # none of the spoilt runs was fitted
+        assert evaluate_extrapolation(table, ChinchillaLaw("huber"), "largest_compute", level=None).are < 1e-4
+
+    def test_it_is_not_the_largest_model(self):
+        table = self.table()
+        short = (table["N"] == table["N"].max()) & (table["D"] == table["D"].min())
+        table["loss"] = np.where(short, table["loss"] * 1.1, table["loss"])
+        assert evaluate_extrapolation(table, ChinchillaLaw("huber"), level=None).are > 0.01
+        assert evaluate_extrapolation(table, ChinchillaLaw("huber"), "largest_compute", level=None).are < 1e-3
+
+    def test_compute_from_steps_and_batches_or_a_column(self):
+        n, s, b = (v.ravel() for v in np.meshgrid([1e6, 1e7, 6e7], [500.0, 2e3, 8e3], [3e4, 1e5, 1e6]))
+        truth = {"N_c": 1e14, "alpha_N": 0.076, "S_c": 3e3, "alpha_S": 0.67, "B_star": 2e8, "alpha_B": 0.21}
+        table = {"N": n, "S": s, "B": b, "loss": KaplanStepLaw.loss(n, s, b, **truth)}
+        law = KaplanStepLaw("huber", irreducible=False)
+        found = evaluate_extrapolation(table, law, "largest_compute", level=None)
+        assert len(found.targets) == 1 and found.are < 1e-3
+        given = evaluate_extrapolation(table | {"C": 6 * n * s * b}, law, "largest_compute", level=None)
+        assert given.are == found.are
+
+    def test_without_compute_it_says_what_is_missing(self):
+        with pytest.raises(FitError, match="needs the training FLOPs: a column C, or N and D"):
+            evaluate_extrapolation(
+                {"N": [1e6, 2e6, 4e6, 8e6], "loss": [4, 3.8, 3.6, 3.5]}, PowerLaw(), "largest_compute"
+            )
+
+
+def test_repeated_data_are_said_once():
+    table = TestByCompute().table()
+    with pytest.warns(UserWarning, match="repeat their data") as caught:
+        evaluate_extrapolation(table | {"unique_tokens": np.minimum(table["D"], 5e9)}, ChinchillaLaw(), level=None)
+    assert sum("repeat" in str(w.message) for w in caught) == 1
