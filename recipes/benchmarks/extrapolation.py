@@ -241,8 +241,8 @@ def score_targets(sets: list[DataSet]) -> dict[str, list[tuple[float, float, flo
     """
     result: dict[str, list[tuple[float, float, float]]] = defaultdict(list)
     for order in ("by size", "by compute"):
-        print(f"\nAt the targets {order} (at least half the largest): ARE % of the default, plain Huber, upper half with\n"
-              "prior; coverage and median half-width of the default")  # fmt: skip
+        print(f"\nAt the targets {order} (at least half the largest): ARE % of the default, plain Huber, upper half\n"
+              "with prior; coverage and median half-width of the default")  # fmt: skip
         for data in sets:
             step = data.kind == "batch"
             laws = [KaplanStepLaw(), KaplanStepLaw("huber"), KaplanStepLaw("huber", irreducible=False)] if step else [
