@@ -1,6 +1,6 @@
 """How the laws' default estimator and interval are chosen, and how well they predict larger models, on your runs.
 
-    python recipes/benchmarks/extrapolation.py FOLDER [--skip FILE …] [--synthetic 200] [--coverage 600]
+    python recipes/benchmarks/extrapolation.py FOLDER [--skip FILE …] [--synthetic 200] [--coverage 300]
 
 FOLDER holds tidy tables (*.csv, *.csv.gz), one row for each run and checkpoint, with the columns
 
@@ -206,33 +206,49 @@ def choose_floor(sets: list[DataSet], synthetic: int = 40) -> None:
         )
 
 
+class ExactLaw(ChinchillaLaw):
+    """The default without drift: what its interval holds if runs follow the law to the letter."""
+
+    drifts = False
+
+
 def coverage(sets: list[DataSet], count: int) -> dict[str, float]:
-    """Print and return the coverage of 90 % intervals: by design on synthetic truth, by set at the rolling origins."""
-    inside: dict[str, list[float]] = defaultdict(list)
+    """Print and return the coverage of 90 % intervals, the default's and without drift: by design on synthetic truth,
+    by set at the rolling origins.
+    """
+    inside: dict[str, list[tuple[float, float]]] = defaultdict(list)
     widths: dict[str, list[float]] = defaultdict(list)
 
-    def score(law: ChinchillaLaw, targets: Table, *names: str) -> None:
-        p = law.predict(**{name: targets[name] for name in law.variables})
+    def score(runs: Table, targets: Table, *names: str) -> None:
+        within = []
+        for make in (ChinchillaLaw, ExactLaw):
+            law = make().fit(runs)
+            p = law.predict(**{name: targets[name] for name in law.variables})
+            within.append((p.low <= targets["loss"]) & (targets["loss"] <= p.high))
+            if make is ChinchillaLaw:
+                for name in names:
+                    widths[name].append(float(np.median((p.high - p.low) / (2 * p.loss))))
         for name in names:
-            inside[name] += list((p.low <= targets["loss"]) & (targets["loss"] <= p.high))
-            widths[name].append(float(np.median((p.high - p.low) / (2 * p.loss))))
+            inside[name] += list(zip(*within, strict=True))
 
     for seed in range(count):
         runs, targets, _, shape = truths.table(100_000 + seed, "chinchilla", failures=False)
-        score(ChinchillaLaw().fit(runs), targets, "synthetic", f"synthetic {shape}")
+        score(runs, targets, "synthetic", f"synthetic {shape}")
     for data in sets:
         if data.kind != "batch" and not data.repeats:
             for small, large in origins(data.parts[0]):
-                score(ChinchillaLaw().fit(small), large, data.name)
-    print("\nCoverage of the default 90 % interval, median half-width (synthetic: Chinchilla laws, normal noise;"
-          " public: rolling origins)")  # fmt: skip
-    found = {name: float(np.mean(values)) for name, values in inside.items()}
-    for name, share in found.items():
-        print(f"  {100 * share:5.1f} %  ± {100 * np.median(widths[name]):.2f} %  n = {len(inside[name])}  {name}")
-    public = [share for name, share in found.items() if not name.startswith("synthetic")]
+                score(small, large, data.name)
+    print("\nCoverage of the 90 % interval, the default's (median half-width) and without drift (synthetic: Chinchilla"
+          " laws, normal noise; public: rolling origins)")  # fmt: skip
+    found = {name: np.mean(values, 0) for name, values in inside.items()}
+    for name, (share, exact) in found.items():
+        print(f"  {100 * share:5.1f} %  ± {100 * np.median(widths[name]):.2f} %   {100 * exact:5.1f} %  "
+              f"n = {len(inside[name])}  {name}")  # fmt: skip
+    public = [shares for name, shares in found.items() if not name.startswith("synthetic")]
     if public:
-        print(f"  {100 * np.mean(public):5.1f} %  mean over the public sets")
-    return found
+        share, exact = 100 * np.mean(public, 0)
+        print(f"  {share:5.1f} %   {exact:5.1f} % without drift, mean over the public sets")
+    return {name: float(share) for name, (share, _) in found.items()}
 
 
 def score_targets(sets: list[DataSet]) -> dict[str, list[tuple[float, float, float]]]:
@@ -274,7 +290,7 @@ def main() -> None:
     parser.add_argument("folder", type=Path)
     parser.add_argument("--skip", nargs="*", default=[], help="files that copy another file's runs")
     parser.add_argument("--synthetic", type=int, default=200, help="synthetic tables for the choice")
-    parser.add_argument("--coverage", type=int, default=600, help="synthetic tables for the coverage")
+    parser.add_argument("--coverage", type=int, default=300, help="synthetic tables for the coverage")
     parser.add_argument("--only", choices=["choose", "floor", "coverage", "targets"], help="one part alone")
     args = parser.parse_args()
     warnings.simplefilter("ignore")
