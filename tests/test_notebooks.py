@@ -6,6 +6,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.test_docs import wrong_commands
+
 FOLDER = Path(__file__).parents[1] / "notebooks"
 NOTEBOOKS = sorted(FOLDER.glob("*.ipynb"))
 
@@ -56,15 +58,14 @@ def test_what_is_committed_is_the_result_of_one_run(path):
 
 
 @each_notebook
-def test_its_links_lead_somewhere(path):
+def test_its_links_lead_somewhere_and_its_commands_exist(path):
     import nbformat
 
     for cell in nbformat.read(path, as_version=4).cells:
         if cell.cell_type == "markdown":
             for link in re.findall(r"\]\(([^)\s]+)\)", cell.source):
                 assert link.startswith("https://") or (FOLDER / link.partition("#")[0]).exists(), link
-            for recipe in re.findall(r"recipes/[\w/]+\.py", cell.source):
-                assert (FOLDER.parent / recipe).is_file(), recipe
+            assert wrong_commands(cell.source) == []
 
 
 def test_the_readme_of_the_folder_lists_every_notebook():
