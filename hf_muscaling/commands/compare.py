@@ -30,6 +30,10 @@ def run(arguments: Sequence[str] | None, description: str | None = None) -> None
     add("--output_dir", "--output-dir", default="runs/compare", help="default: runs/compare")
     given, rest = parser.parse_known_args(words[len(files) :])
 
+    from hf_muscaling.errors import ConfigurationError
+
+    if "--config" in rest:
+        raise ConfigurationError("Each design is a file of its own: muscaling compare A.yaml B.yaml, without --config.")
     from hf_muscaling.designs.compare import compare_designs, read_designs
     from hf_muscaling.designs.report import headline
     from hf_muscaling.designs.verdict import CALL

@@ -114,21 +114,18 @@ def common_ground(
 
 
 def heldout_documents(data: PackedData) -> list[Document]:
-    """Return the whole documents of a held-out set, decoded from its blocks; the last, cut one is left out."""
+    """Return the documents of a held-out set, decoded from its blocks; the last one is as long as it is there."""
     from hf_muscaling.data.corpus import Document
 
     ids = np.asarray(data.heldout.blocks).reshape(-1).astype(np.int64)
     ends = np.flatnonzero(ids == data.tokenizer.eos_token_id)
-    starts = np.concatenate([[0], ends + 1])[:-1]
     backend = data.tokenizer.backend_tokenizer
+    parts = np.split(ids, ends + 1)
     texts = [
-        backend.decode(ids[i:j].tolist(), skip_special_tokens=False) for i, j in zip(starts, ends, strict=True) if j > i
+        backend.decode(part[part != data.tokenizer.eos_token_id].tolist(), skip_special_tokens=False) for part in parts
     ]
-    if not texts:
-        raise ConfigurationError(
-            "The held-out set has no whole document to share between designs; raise heldout_tokens."
-        )
-    return [Document(f"heldout-{k}", text) for k, text in enumerate(texts)]
+    texts[-1] = texts[-1].rstrip("\N{REPLACEMENT CHARACTER}")  # a character that was cut in two
+    return [Document(f"heldout-{k}", text) for k, text in enumerate(texts) if text]
 
 
 def with_heldout(data: PackedData, documents: list[Document], name: str) -> PackedData:

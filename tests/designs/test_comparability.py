@@ -90,8 +90,9 @@ def test_other_tokenizers_compare_in_bits_per_byte_of_one_text(one):
     ground = common_ground(configs, progress=False)
     assert ground.unit == "bits per byte"
     texts = {name: [d.text for d in heldout_documents(setup.data)] for name, setup in ground.setups.items()}
-    shared = min(len(t) for t in texts.values())
-    assert texts["a"][: shared - 1] == texts["b"][: shared - 1]
+    assert texts["a"][:-1] == texts["b"][:-1]
+    ends = [t[-1] for t in texts.values()]  # a block ends elsewhere in other tokens
+    assert min(ends, key=len) == max(ends, key=len)[: len(min(ends, key=len))]
     assert "held-out documents of a" in ground.heldout
     # the same text in fewer tokens of the larger vocabulary; a token of it is worth more bytes
     counts = {name: setup.data.info["heldout"] for name, setup in ground.setups.items()}
@@ -100,8 +101,9 @@ def test_other_tokenizers_compare_in_bits_per_byte_of_one_text(one):
     for name, setup in ground.setups.items():
         assert ground.scales[name] == pytest.approx(1 / (math.log(2) * setup.data.info["bytes_per_token"]))
         assert setup.heldout_dataset is setup.data.heldout
-    alone = prepare_data(one.data_config(), one.tokens_per_run, progress=False)
-    assert alone.data_hash != ground.setups["a"].data.data_hash  # its runs are not mistaken for those of the other text
+    alone = {n: prepare_data(c.data_config(), c.tokens_per_run, progress=False) for n, c in configs.items()}
+    assert alone["a"].data_hash == ground.setups["a"].data.data_hash  # its own text, in the very same tokens
+    assert alone["b"].data_hash != ground.setups["b"].data.data_hash  # no run on the other text is taken for one of it
 
 
 def test_other_block_lengths_stay_in_nats(one):
@@ -111,6 +113,21 @@ def test_other_block_lengths_stay_in_nats(one):
     length = min(map(len, flat))
     assert (flat[0][:length] == flat[1][:length]).all()
     assert abs(len(flat[0]) - len(flat[1])) < 48
+
+
+def test_other_data_are_evaluated_on_the_text_that_was_asked_for(one, tmp_path):
+    lines = (tmp_path / "text.jsonl").read_text().splitlines()
+    (tmp_path / "half.jsonl").write_text("\n".join(lines[::2]) + "\n")
+    other = replace(one, data_files=[str(tmp_path / "half.jsonl")], heldout_tokens=512)
+    ground = common_ground({"a": one, "b": other}, heldout_of="b", progress=False)
+    own = prepare_data(other.data_config(), other.tokens_per_run, progress=False)
+    text = [d.text for d in heldout_documents(own)]
+    assert ground.unit == "bits per byte"  # each data set has trained a tokenizer of its own
+    assert "held-out documents of b" in ground.heldout
+    for setup in ground.setups.values():
+        read = [d.text for d in heldout_documents(setup.data)]
+        assert read[:-1] == text[:-1] and text[-1].startswith(read[-1])
+        assert setup.data.info["heldout"]["bytes"] == sum(len(t.encode()) for t in text)
 
 
 def test_a_tokenizer_that_loses_text_is_refused(one):
