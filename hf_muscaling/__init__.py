@@ -56,6 +56,8 @@ _HOME = {
     "configuration": ("ExperimentConfig",),
     "trainer": ("MuTrainer", "MuTrainingArguments"),
     "series": ("train_series",),
+    "curves": ("curve_table",),
+    "trajectory": ("TrajectoryConfig", "predict_trajectory"),
     "runs": ("Run", "Series"),
     "laws": (
         "AnnealingLaw",
@@ -69,8 +71,10 @@ _HOME = {
         "TwoStage",
         "constant_schedule",
         "cosine_schedule",
+        "estimate_stages",
         "evaluate_extrapolation",
         "extrapolation_grid",
+        "forecast",
         "wsd_schedule",
     ),
     "budget": ("Advice", "Assumptions", "BudgetPlan", "ProxyOption", "advise", "expected_interval", "plan_budget"),
@@ -121,6 +125,7 @@ if TYPE_CHECKING:
         verify_variant,
     )
     from hf_muscaling.counting import count_parameters, training_flops
+    from hf_muscaling.curves import curve_table
     from hf_muscaling.data import DataConfig, prepare_data
     from hf_muscaling.designs.compare import Comparison, compare_designs
     from hf_muscaling.designs.verdict import Verdict, compare_series
@@ -138,6 +143,8 @@ if TYPE_CHECKING:
         TwoStage,
         constant_schedule,
         cosine_schedule,
+        estimate_stages,
+        forecast,
         wsd_schedule,
     )
     from hf_muscaling.laws.evaluation import evaluate_extrapolation
@@ -174,3 +181,4 @@ if TYPE_CHECKING:
     from hf_muscaling.series import train_series
     from hf_muscaling.sweep import SweepOptions, run_sweep
     from hf_muscaling.trainer import MuTrainer, MuTrainingArguments
+    from hf_muscaling.trajectory import TrajectoryConfig, predict_trajectory

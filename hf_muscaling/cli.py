@@ -15,6 +15,7 @@ COMMANDS = {
     "sweep": ("sweep", "search hyperparameters at base width, with any number of workers on one study"),
     "fit": ("fit", "fit a law to runs you already have, predict a larger one"),
     "evaluate": ("evaluate", "score a law at the largest of the runs you already have"),
+    "trajectory": ("trajectory", "steps, tokens, critical batch size and whole loss curves of a larger model"),
     "coord-check": ("coord_check", "check a parametrisation over width: status 0 passed, 1 failed"),
     "export": ("export", "fold a saved μP model into a stock transformers model"),
     "push": ("hub:push", "share an experiment on the Hub: proxies, series, law and plots"),

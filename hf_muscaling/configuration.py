@@ -7,7 +7,7 @@ import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, field, fields
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar, overload
 
 import yaml
 from transformers import HfArgumentParser
@@ -331,10 +331,25 @@ class ExperimentConfig:
         )
 
 
+Experiment = TypeVar("Experiment", bound=ExperimentConfig)
+
+
+@overload
 def parse_experiment(
     arguments: Sequence[str] | None = None, description: str | None = None
-) -> tuple[ExperimentConfig, argparse.Namespace]:
-    """Return the experiment that `--config FILE` and the other flags describe.
+) -> tuple[ExperimentConfig, argparse.Namespace]: ...
+
+
+@overload
+def parse_experiment(
+    arguments: Sequence[str] | None = None, description: str | None = None, *, kind: type[Experiment]
+) -> tuple[Experiment, argparse.Namespace]: ...
+
+
+def parse_experiment(
+    arguments: Sequence[str] | None = None, description: str | None = None, *, kind: Any = ExperimentConfig
+) -> tuple[Any, argparse.Namespace]:
+    """Return the experiment, of `kind`, that `--config FILE` and the other flags describe.
 
     Raises ConfigurationError for a file that is missing or not a mapping, an unknown key (with the nearest known one),
     or a value of the wrong type.
@@ -343,14 +358,10 @@ def parse_experiment(
     first = argparse.ArgumentParser(add_help=False)
     first.add_argument("--config")
     given, rest = first.parse_known_args(arguments)
-    parser = HfArgumentParser(
-        ExperimentConfig,  # type: ignore[arg-type]
-        description=description,
-        allow_abbrev=False,
-    )
+    parser = HfArgumentParser(kind, description=description, allow_abbrev=False)
     parser.add_argument("--config", help="YAML file with any of these settings.")
     if given.config:
-        parser.set_defaults(**_coerced(read_experiment_file(given.config)))
+        parser.set_defaults(**_coerced(read_experiment_file(given.config, kind), kind))
     try:
         config, extra = parser.parse_args_into_dataclasses(rest, look_for_args_file=False)[:2]
     except (argparse.ArgumentError, ValueError) as error:  # transformers raises ValueError for flags it does not know
@@ -358,7 +369,7 @@ def parse_experiment(
     return config, extra
 
 
-def read_experiment_file(path: str) -> dict[str, Any]:
+def read_experiment_file(path: str, kind: type[ExperimentConfig] = ExperimentConfig) -> dict[str, Any]:
     """Return the settings of a YAML file. Raises ConfigurationError as `parse_experiment` does."""
     file = Path(path)
     if not file.is_file():
@@ -369,7 +380,7 @@ def read_experiment_file(path: str) -> dict[str, Any]:
         raise ConfigurationError(f"{path} is not valid YAML: {error}") from error
     if not isinstance(settings, dict):
         raise ConfigurationError(f"{path} must hold 'key: value' lines, got {type(settings).__name__}.")
-    known = [f.name for f in fields(ExperimentConfig)]
+    known = [f.name for f in fields(kind)]
     for key in settings:
         if key not in known:
             near = difflib.get_close_matches(str(key), known, n=1)
@@ -378,12 +389,12 @@ def read_experiment_file(path: str) -> dict[str, Any]:
     return settings
 
 
-def _coerced(settings: dict[str, Any]) -> dict[str, Any]:
+def _coerced(settings: dict[str, Any], kind: type[ExperimentConfig]) -> dict[str, Any]:
     """Turn YAML's strings into the fields' types: YAML reads 2e-3 (no dot) as text.
 
     A null is left out where it is the default: HfArgumentParser strips "| None" off the fields' types.
     """
-    known = {f.name: f for f in fields(ExperimentConfig)}
+    known = {f.name: f for f in fields(kind)}
     given = {name: value for name, value in settings.items() if value is not None or known[name].default is not None}
     return {name: _coerce(name, value, str(known[name].type)) for name, value in given.items()}
 

@@ -31,19 +31,26 @@ ONE_MODEL: dict[str, tuple[Callable[..., ScalingLaw], dict[str, Any]]] = {"annea
 """Laws of one model's curves, which have no larger model to be scored at."""
 
 
-def add_reader_flags(parser: argparse.ArgumentParser, path_optional: bool = False) -> None:
-    """Add the path and what a file of runs may not say, as flags."""
+def add_reader_flags(parser: argparse.ArgumentParser, path_optional: bool = False, stated: str = "") -> None:
+    """Add the path and what a file of runs may not say, as flags.
+
+    `stated` goes before N, D, B and loss in their flags' names, for a command whose own --N is another.
+    """
     count: dict[str, Any] = {"nargs": "?"} if path_optional else {}
     parser.add_argument(
         "path", help="a CSV, JSON, JSONL or parquet file, or a folder of runs, checkpoints or event files", **count
     )
     add = parser.add_argument_group("what the files do not say").add_argument
     add("--format", choices=list(FORMATS), help="which tool wrote them; recognised by default")
-    add("--N", action="append", metavar="VALUE", help="parameters: a number, RUN=NUMBER (repeatable), or 'name'")
-    add("--D", action="append", metavar="VALUE", help="tokens a run saw: a number or RUN=NUMBER (repeatable)")
-    add("--B", action="append", metavar="VALUE", help="tokens per optimizer step: a number or RUN=NUMBER (repeatable)")
+    numbers = {
+        "N": "parameters: a number, RUN=NUMBER (repeatable), or 'name'",
+        "D": "tokens a run saw: a number or RUN=NUMBER (repeatable)",
+        "B": "tokens per optimizer step: a number or RUN=NUMBER (repeatable)",
+    }
+    for name, text in numbers.items():
+        add(f"--{stated}{name}", dest=name, action="append", metavar="VALUE", help=text)
     add("--count", choices=["total", "non_embedding"], help="which parameters N counts")
-    add("--loss", metavar="COLUMN", help="name of the loss column")
+    add(f"--{stated}loss", dest="loss", metavar="COLUMN", help="name of the loss column")
     add("--loss_unit", choices=["nats", "bits", "perplexity"], help="unit of the loss, per token")
     add("--where", action="append", default=[], metavar="COLUMN=VALUE", help="keep these rows only (repeatable)")
     add("--drop_bad", action="store_true", help="leave out rows without a usable number (diverged runs)")
@@ -108,13 +115,13 @@ def _stated(words: list[str] | None, flag: str) -> Any:
     if not words:
         return None
     if len(words) == 1 and "=" not in words[0]:
-        return "name" if flag == "--N" and words[0] == "name" else _number(words[0], flag)
-    return {run: _number(value, flag) for run, value in (split(word, flag) for word in words)}
+        return "name" if flag == "--N" and words[0] == "name" else number_flag(words[0], flag)
+    return {run: number_flag(value, flag) for run, value in (split(word, flag) for word in words)}
 
 
 def assignments(words: Sequence[str], flag: str) -> dict[str, float]:
     """What `N=7e9 D=2T` says, as numbers."""
-    return {name: _number(value, flag) for name, value in (split(word, flag) for word in words)}
+    return {name: number_flag(value, flag) for name, value in (split(word, flag) for word in words)}
 
 
 def points(groups: Sequence[Sequence[str]], flag: str) -> list[list[str]]:
@@ -142,7 +149,8 @@ def points(groups: Sequence[Sequence[str]], flag: str) -> list[list[str]]:
     return found
 
 
-def _number(text: str, flag: str) -> float:
+def number_flag(text: str, flag: str) -> float:
+    """A number as a flag writes it, 7e9 or 7B."""
     from hf_muscaling.readers.names import number
 
     try:

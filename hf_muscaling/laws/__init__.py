@@ -6,6 +6,7 @@ from .chinchilla import ChinchillaLaw
 from .downstream import DownstreamLaw
 from .evaluation import Extrapolation, Target, evaluate_extrapolation
 from .families import Family, load_families, pooled_prior, save_families
+from .forecasting import Forecast, forecast
 from .frontier import Frontier, envelope, isoflop
 from .grid import ExtrapolationGrid, extrapolation_grid
 from .kaplan import KaplanLaw
@@ -33,6 +34,7 @@ __all__ = [
     "LearningRatePrediction",
     "Optimum",
     "Family",
+    "Forecast",
     "Frontier",
     "PowerLaw",
     "Prediction",
@@ -49,6 +51,7 @@ __all__ = [
     "cosine_schedule",
     "envelope",
     "estimate_stages",
+    "forecast",
     "isoflop",
     "load_families",
     "pooled_prior",
