@@ -267,3 +267,21 @@ def test_fit_predicts_the_learning_rate(rates, tmp_path, capsys):
     for wrong in (["--predict", "D=8e8"], ["--objective", "huber"], ["--chance", "0.25"], ["--gamma", "x"]):
         assert main([*words, *wrong]) == 2
     assert main(["fit", rates, "--law", "chinchilla", "--delta", "0.5"]) == 2
+
+
+def test_repeated_data_are_noted_and_left_out_by_a_flag(tmp_path, capsys):
+    rows = [(n, d, min(d, 4e9), loss_at(n, d)) for n in np.geomspace(1e7, 1e9, 5) for d in np.geomspace(1e9, 6.4e10, 4)]
+    path = write(tmp_path / "t.csv", "params,tokens,unique_tokens,loss", rows)
+    assert main(["fit", path]) == 0
+    out, error = capsys.readouterr()
+    assert "10 of 20 rows repeat their data, up to 16 times" in error and "data repeated up to 16 times" in out
+    assert main(["fit", path, "--epochs", "4"]) == 0
+    out, error = capsys.readouterr()
+    assert "15 rows" in out and "repeated up to 4 times" in out
+    assert main(["evaluate", path, "--epochs", "1", "--target", "largest_compute"]) == 0
+    assert "repeat" not in capsys.readouterr().err
+    assert main(["fit", path, "--epochs", "0.1"]) == 2
+    assert "leaves no row" in capsys.readouterr().err
+    bare = write(tmp_path / "b.csv", "params,tokens,loss", [(n, d, loss) for n, d, _, loss in rows])
+    assert main(["fit", bare, "--epochs", "1"]) == 2
+    assert "--epochs needs the columns" in capsys.readouterr().err

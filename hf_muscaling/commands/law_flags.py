@@ -53,6 +53,7 @@ def add_reader_flags(parser: argparse.ArgumentParser, path_optional: bool = Fals
     add(f"--{stated}loss", dest="loss", metavar="COLUMN", help="name of the loss column")
     add("--loss_unit", choices=["nats", "bits", "perplexity"], help="unit of the loss, per token")
     add("--where", action="append", default=[], metavar="COLUMN=VALUE", help="keep these rows only (repeatable)")
+    add("--epochs", type=float, help="keep rows with D of at most so many times unique_tokens (repeated data: 4, say)")
     add("--drop_bad", action="store_true", help="leave out rows without a usable number (diverged runs)")
     add("--ladder_config", metavar="JSON", help="an OLMo-ladder config, for N")
 
@@ -71,8 +72,21 @@ def read_columns(args: argparse.Namespace, columns: Iterable[str]) -> RunTable:
         "where": dict(split(word, "--where") for word in args.where) or None,
     }  # fmt: skip
     if args.ladder_config:
-        return read_runs(args.path, "ladder", config=args.ladder_config, **options)
-    return read_runs(args.path, args.format, **options)
+        table = read_runs(args.path, "ladder", config=args.ladder_config, **options)
+    else:
+        table = read_runs(args.path, args.format, **options)
+    return table if args.epochs is None else _repeated_at_most(table, args.epochs)
+
+
+def _repeated_at_most(table: RunTable, epochs: float) -> RunTable:
+    if not {"D", "unique_tokens"} <= set(table):
+        raise ConfigurationError(f"--epochs needs the columns tokens and unique_tokens; {table.source} lacks one.")
+    keep = table["D"] <= epochs * table["unique_tokens"] * 1.001
+    if not keep.any():
+        raise ConfigurationError(
+            f"--epochs {epochs:g} leaves no row of {table.source}: every run repeats its data more."
+        )
+    return table.take(keep)
 
 
 def make_law(name: str, args: argparse.Namespace) -> ScalingLaw:

@@ -63,7 +63,7 @@ def repeated_data(raw: Mapping[str, Any]) -> tuple[list[str], str]:
     return [
         f"{int(many.sum())} of {len(epochs)} rows repeat their data, up to {most:.3g} times (D over unique_tokens): "
         "laws in D count a repeated token as a new one, which holds roughly to 4 epochs (Muennighoff et al. 2023). "
-        "Fit the runs with D ≤ unique_tokens, or 4 times that."
+        "Fit the runs with D up to unique_tokens, or 4 times that (on the command line: --epochs 4)."
     ], f"; data repeated up to {most:.3g} times"
 
 

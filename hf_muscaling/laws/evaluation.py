@@ -83,7 +83,7 @@ class Extrapolation:
             size = f" (N {t.N:.4g}, {t.extrapolation:.3g} × the largest fitted)" if np.isfinite(t.N) else ""
             lines.append(
                 f"  {t.run}{size}: predicted {t.predicted:.4f}{interval}, actual {t.loss:.4f}, "
-                f"ARE {100 * t.are:.2f} %, from {t.models} sizes"
+                f"ARE {100 * t.are:.2f} %, from {t.models} {'sizes' if np.isfinite(t.N) else 'levels'}"
             )
         if len(self.targets) > 20:
             lines.append(f"  … and {len(self.targets) - 20} more")

@@ -23,6 +23,7 @@ ALIASES: dict[str, tuple[str, ...]] = {
         "token_num", "consumed_tokens", "num_input_tokens_seen", "train/num_input_tokens_seen",
         "throughput/total_tokens", "train/tokens", "train/tokens_seen",
     ),
+    "unique_tokens": ("unique_tokens", "tokens_unique", "dataset_tokens"),
     "C": ("C", "flops", "flop", "training_flops", "training flop", "compute"),
     "step": ("train/global_step", "global_step", "step", "_step", "iteration", "iter"),
     "S": ("S", "steps", "n_steps", "num_steps", "train_steps"),

@@ -76,7 +76,8 @@ class RunTable(dict[str, np.ndarray]):
     """The tidy table: a dict column → array that every law's `fit` takes, one row a run or checkpoint.
 
     Columns: `N`, `D`, `loss` (nats per token) and, where known, `run_id`, `family`, `seed`, `N_non_embedding`, `step`,
-    `S`, `B` (tokens per step), `C` (FLOPs), `lr`, `weight`, and of task scores `task`, `score`, `chance`, `items`.
+    `S`, `B` (tokens per step), `C` (FLOPs), `lr`, `weight`, `unique_tokens` (less than D where data repeat), and of
+    task scores `task`, `score`, `chance`, `items`.
     `source` names the file, `notes` says what was assumed, left out or stays unknown.
     """
 

@@ -19,7 +19,7 @@ from .table import Given, RunTable
 
 ORDER = (
     *("run_id", "family", "seed", "task", "N", "N_non_embedding", "D", "step", "S", "B", "C", "lr", "weight"),
-    *("chance", "items", "score", "loss"),
+    *("unique_tokens", "chance", "items", "score", "loss"),
 )
 _LABELS = ("run_id", "family", "seed", "task")
 _FROM_ZERO = ("step", "D", "lr", "score", "chance")  #: a run starts at step 0, a schedule may end at rate 0
@@ -69,7 +69,7 @@ class _Builder:
         self._keep_rows_with(loss_name)
         self.out["loss"] = self._column("loss", loss_name)
         self._parameters()
-        for name in ("step", "S", "D", "B", "C", "lr", "weight", "chance", "items", "score"):
+        for name in ("step", "S", "D", "B", "C", "lr", "weight", "unique_tokens", "chance", "items", "score"):
             self._known(name)
         self._derive()
         self._drop_the_start()
