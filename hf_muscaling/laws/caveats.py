@@ -76,6 +76,8 @@ def horizons(raw: Mapping[str, Any], variable: str) -> tuple[list[str], str]:
     if other is None or (values := _numbers(raw, other)) is None or (own := _numbers(raw, variable)) is None:
         return [], ""
     labels = run_labels(dict(raw))
+    if labels is not None and len(labels) != len(values):
+        return [], ""
     run = run_index({"loss": values} if labels is None else {"loss": values, "run_id": np.array(labels, object)})
     ends, sizes = np.zeros(run.max() + 1), np.zeros(run.max() + 1)
     np.maximum.at(ends, run, values)
@@ -156,14 +158,18 @@ def rising(law: ScalingLaw) -> list[str]:
 
 
 def _numbers(raw: Mapping[str, Any], name: str) -> np.ndarray | None:
-    """A column as floats, 0 where the table has no number; None without the column."""
-    if name not in raw:
+    """A column as floats, 0 where it has no number; None without the column, or of another length than `loss`."""
+    if name not in raw or len(raw[name]) != len(raw.get("loss", raw[name])):
         return None
-    found = np.zeros(len(raw[name]))
-    for i, value in enumerate(raw[name]):
-        try:
-            number = float(value)
-        except (TypeError, ValueError):
-            continue
-        found[i] = number if np.isfinite(number) else 0.0
-    return found
+    try:
+        found = np.array(raw[name], float)
+    except (TypeError, ValueError):
+        found = np.array([_number(value) for value in raw[name]])
+    return np.where(np.isfinite(found), found, 0.0) if found.ndim == 1 else None
+
+
+def _number(value: Any) -> float:
+    try:
+        return float(value)
+    except (TypeError, ValueError):
+        return 0.0

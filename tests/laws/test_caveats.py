@@ -13,6 +13,7 @@ from hf_muscaling.laws import (
     KaplanStepLaw,
     PowerLaw,
 )
+from hf_muscaling.laws.caveats import horizons
 
 N, D = (v.ravel() for v in np.meshgrid(np.geomspace(1e7, 1e9, 5), np.geomspace(1e9, 3e10, 5)))
 NOISE = np.exp(0.002 * np.random.default_rng(0).normal(size=25))
@@ -151,3 +152,19 @@ def test_a_table_that_does_not_name_its_runs_says_how_it_was_read():
     named = ChinchillaLaw().fit(RUNS | {"run_id": [f"r{i}" for i in range(25)]})
     few = ChinchillaLaw().fit({name: values[::2] for name, values in RUNS.items()})
     assert "run of its own" not in named.selection_ + few.selection_
+
+
+def test_columns_that_no_law_reads_cannot_break_a_fit():
+    n = np.geomspace(1e7, 1e9, 7)
+    table = {"N": n, "loss": 1.8 + 480 / n**0.35}
+    for odd in ([1e9], ["many"] * 7, [None, 1e9, 2e9, "x", 3e9, np.nan, np.inf], [[1.0, 2.0]] * 7):
+        PowerLaw().fit(table | {"D": odd, "unique_tokens": odd})
+        ChinchillaLaw().fit(RUNS | {"unique_tokens": odd})
+    PowerLaw().fit(table | {"D": np.geomspace(1e9, 2e9, 7), "run_id": ["a"]})
+
+
+def test_a_million_rows_are_read_at_once():
+    n = np.tile(np.geomspace(1e7, 1e9, 10), 100_000)
+    d = np.tile(np.geomspace(1e9, 1e10, 1000), 1000)
+    said, words = horizons({"N": n, "D": d, "loss": n}, "N")
+    assert "different numbers of tokens" in said[0] and words == "; D from 1e+09 to 1e+10"
