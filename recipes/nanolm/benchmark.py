@@ -41,13 +41,13 @@ def parse(arguments: list[str]) -> argparse.Namespace:
 def main() -> None:
     """Check the claims or train the added designs, write every record as soon as it is known, and RESULTS.md."""
     from claims import TRAINED, Benchmark
+    from figures import save
     from from_tables import FROM_TABLES
     from leaderboard import design_record, read_designs, save_design, write_results
     from twins import Options, Twin
 
     from hf_muscaling.folders import writable_folder
     from hf_muscaling.interruption import listening
-    from hf_muscaling.plotting import save_figure
     from hf_muscaling.runs import write_json
 
     args = parse(sys.argv[1:])
@@ -67,7 +67,7 @@ def main() -> None:
             write_json(report / "claims" / f"{name}.json", claim.to_dict())
             if claim.figure is not None:
                 (report / "figures").mkdir(exist_ok=True)
-                save_figure(claim.figure, report / "figures" / f"{name}.png")
+                save(claim.figure, report / "figures" / f"{name}.png")
             passed = time.monotonic() - started
             print(f"\n[{passed:6.0f} s] {claim.source} {claim.verdict}: {claim.headline}", flush=True)
     print(f"\n{write_results(report, NAMES)}")

@@ -1,15 +1,16 @@
 """The benchmark's figures: laws with their targets, pairs of errors, averages, published series. matplotlib lives here.
 
-The fitted range is plain, what lies beyond it is shaded; `save_figure` writes the same bytes twice.
+The fitted range is plain, what lies beyond it is shaded. Equal figures are equal files.
 """
 
 import math
 from collections.abc import Iterable, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from matplotlib.figure import Figure
-from matplotlib.ticker import LogFormatterSciNotation, NullFormatter, NullLocator
+from matplotlib.ticker import NullLocator
 
 from hf_muscaling.plotting import COLOURS
 from hf_muscaling.runs import Run, mean_losses
@@ -21,15 +22,20 @@ Panel = tuple[str, Sequence[Run], Sequence[Run], "Score"]
 """title, proxies, targets, the law's score"""
 
 
+def save(figure: Figure, path: Path) -> None:
+    """Write a PNG without a software tag, small enough to be committed."""
+    figure.savefig(path, dpi=85, bbox_inches="tight", metadata={"Software": None})
+
+
 def laws(panels: Sequence[Panel], title: str) -> Figure:
     """Draw each series with its law: proxies (a dot a seed), curve, shaded extrapolation, predicted and actual."""
     columns = min(len(panels), 3)
     rows = math.ceil(len(panels) / columns)
     figure = Figure(figsize=(4.2 * columns, 3.5 * rows + 0.4), layout="constrained")
-    cells = figure.subplots(rows, columns, squeeze=False).flat
+    cells = list(figure.subplots(rows, columns, squeeze=False).flat)
     for axes, (name, proxies, targets, score) in zip(cells, panels, strict=False):
         _law(axes, name, proxies, targets, score)
-    for axes in list(cells)[len(panels) :]:
+    for axes in cells[len(panels) :]:
         axes.set_visible(False)
     figure.suptitle(title)
     return figure
@@ -53,10 +59,17 @@ def _law(axes: Any, name: str, proxies: Sequence[Run], targets: Sequence[Run], s
     axes.plot([targets[0].N] * len(actual), actual, "*", ms=11, color=COLOURS[2], zorder=5, label="actual")
     axes.set(xscale="log", xlabel="N, parameters", ylabel="held-out loss, nats per target")
     axes.set_title(f"{name}\nerror {score.shown}", fontsize=9)
-    axes.xaxis.set_major_formatter(LogFormatterSciNotation())
-    axes.xaxis.set_minor_formatter(NullFormatter())
-    axes.grid(alpha=0.25, which="both")
+    _sizes(axes, [*sizes, targets[0].N])
+    axes.grid(alpha=0.25)
     axes.legend(frameon=False, fontsize=7)
+
+
+def _sizes(axes: Any, sizes: Sequence[int]) -> None:
+    """Label a logarithmic axis at the smallest and largest proxy and at the target."""
+    shown = sorted(set(sizes))
+    shown = [shown[0], *shown[-2:]]
+    axes.set_xticks(shown, [f"{N / 1000:.0f} k" if N < 1e6 else f"{N / 1e6:.2f} M" for N in shown])
+    axes.xaxis.set_minor_locator(NullLocator())
 
 
 def pairs(rows: dict[str, dict[str, "Score"]], title: str) -> Figure:
@@ -95,8 +108,8 @@ def averages(
     left.plot([run.N for run in targets], [run.loss for run in targets], "*", ms=10, color=COLOURS[3],
               label="targets, one a rate")  # fmt: skip
     left.set(xscale="log", xlabel="N, parameters", ylabel="held-out loss, nats per target")
-    left.xaxis.set_minor_formatter(NullFormatter())
-    left.grid(alpha=0.25, which="both")
+    _sizes(left, [*sizes.values(), targets[0].N])
+    left.grid(alpha=0.25)
     left.legend(frameon=False, fontsize=7)
     for place, scores in enumerate((single, averaged)):
         errors = [score.error * 100 for score in scores if score.error is not None]
