@@ -20,7 +20,7 @@ os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 from hf_muscaling.cli import guarded
 
 NAMES = (
-    "architectures", "landscapes", "parametrization", "embeddings", "basin", "averaging", "published", "cost",
+    "landscapes", "parametrization", "basin", "averaging", "architectures", "embeddings", "published", "cost",
 )  # fmt: skip
 
 

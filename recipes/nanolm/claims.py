@@ -73,7 +73,7 @@ class Benchmark:
 def landscapes(benchmark: Benchmark) -> Claim:
     """Figure 1: under μP the loss over learning rate has its minimum at the same place for all widths."""
     twin = benchmark.twin()
-    widths = [twin.config.base_width, twin.config.widths[-1], twin.config.target_width]
+    widths = [twin.config.base_width, 2 * twin.config.base_width, twin.config.target_width]
     rates = twin.config.learning_rates
     jobs = {key: [twin.job(w, lr, 0, key) for w in widths for lr in rates] for key in ("mup", "sp")}
     runs = twin.train([job for row in jobs.values() for job in row], "landscapes")
@@ -260,6 +260,5 @@ def _times(twin: Twin) -> str:
 
 
 TRAINED: dict[str, Callable[[Benchmark], Claim]] = {
-    f.__name__: f for f in (architectures, landscapes, parametrization, embeddings, basin, averaging)
+    f.__name__: f for f in (landscapes, parametrization, basin, averaging, architectures, embeddings)
 }
-"""In this order: `architectures` trains what the others start from."""
