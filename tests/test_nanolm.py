@@ -228,7 +228,7 @@ def test_a_quick_claim_runs_and_is_read_back(tmp_path):
         sys.executable, str(FOLDER / "benchmark.py"), "--quick", "--only", "parametrization", "--threads", "1",
         "--output_dir", str(tmp_path),
     ]  # fmt: skip
-    first = subprocess.run(command, capture_output=True, text=True, timeout=120)
+    first = subprocess.run(command, capture_output=True, text=True, timeout=300)
     assert first.returncode == 0, first.stderr[-2000:]
     claim = json.loads((tmp_path / "claims" / "parametrization.json").read_text(encoding="utf-8"))
     assert set(claim["numbers"]) == {"mup", "sp", "learning_rate"}
@@ -236,6 +236,6 @@ def test_a_quick_claim_runs_and_is_read_back(tmp_path):
     records = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("run.json")}
     assert len(records) == 10  # 3 rates, 2 more proxies and the target under μP; 3 proxies and the target without
     add = [*command[:3], "--add", str(FOLDER / "twin" / "gpt-12l.yaml"), *command[5:]]  # its runs are there
-    added = subprocess.run(add, capture_output=True, text=True, timeout=120)
+    added = subprocess.run(add, capture_output=True, text=True, timeout=300)
     assert records == {path: path.stat().st_mtime_ns for path in tmp_path.rglob("run.json")}
     assert added.returncode == 0 and "| gpt-12l | causal |" in (tmp_path / "RESULTS.md").read_text(encoding="utf-8")
