@@ -21,7 +21,7 @@ HERE = Path(__file__).parent
 TWINS = ("gpt-12l", "llama-12l", "bert-12l", "t5-12l", "gpt-32l", "gpt-64l")
 QUICK: dict[str, Any] = {
     "widths": [32, 48, 64], "target_width": 96, "seeds": 1, "target_seeds": 1, "learning_rates": [8e-3, 1.6e-2, 3.2e-2],
-    "steps": 12, "warmup_steps": 4, "batch_size": 8, "heldout_tokens": 8192,
+    "steps": 12, "warmup_steps": 4, "heldout_tokens": 8192,
 }  # fmt: skip
 """A benchmark that only shows that everything runs: its losses say nothing."""
 
