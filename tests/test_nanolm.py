@@ -217,7 +217,7 @@ class TestLeaderboard:
                 (tmp_path / kind / path.name).write_bytes(path.read_bytes())
         written = leaderboard.write_results(tmp_path, NAMES).read_text(encoding="utf-8")
         assert written == (FOLDER / "RESULTS.md").read_text(encoding="utf-8")
-        assert {path.stem for path in (FOLDER / "claims").glob("*.json")} <= set(NAMES)
+        assert {path.stem for path in (FOLDER / "claims").glob("*.json")} == set(NAMES)
         for path in (FOLDER / "figures").glob("*.png"):
             assert path.stem in NAMES and path.stat().st_size < 100_000
 

@@ -31,7 +31,7 @@ def laws(panels: Sequence[Panel], title: str) -> Figure:
     """Draw each series with its law: proxies (a dot a seed), curve, shaded extrapolation, predicted and actual."""
     columns = min(len(panels), 3)
     rows = math.ceil(len(panels) / columns)
-    figure = Figure(figsize=(4.2 * columns, 3.5 * rows + 0.4), layout="constrained")
+    figure = Figure(figsize=(3.8 * columns, 3.1 * rows + 0.4), layout="constrained")
     cells = list(figure.subplots(rows, columns, squeeze=False).flat)
     for axes, (name, proxies, targets, score) in zip(cells, panels, strict=False):
         _law(axes, name, proxies, targets, score)
