@@ -114,6 +114,28 @@ def test_a_law_moves_the_grid_and_keeps_its_shape(config, law):
         centred_rates(config)
 
 
+def test_a_search_starts_around_the_law_too(config, law, monkeypatch):
+    """And what it finds, best.yaml, is not moved again by the experiment that takes it."""
+    pytest.importorskip("optuna")
+    from hf_muscaling.sweep import run_sweep
+
+    class Seen(Exception):
+        pass
+
+    def study(config, options, folder):
+        raise Seen(config.learning_rates, config.learning_rate_law)
+
+    monkeypatch.setattr("hf_muscaling.sweep.Study", study)
+    config.learning_rates, config.learning_rate_law = [0.004, 0.008, 0.016], str(law[1])
+    with pytest.raises(Seen) as seen:
+        run_sweep(config)
+    assert seen.value.args == (centred_rates(config).learning_rates, None) and seen.value.args[0] != [
+        0.004,
+        0.008,
+        0.016,
+    ]
+
+
 @pytest.mark.slow
 def test_an_experiment_trains_at_the_rate_of_the_law(tmp_path, law, capsys):
     fitted, path = law
