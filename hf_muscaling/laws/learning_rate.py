@@ -137,6 +137,11 @@ class LearningRateLaw:
                 "recipes/horizon.py does."
             )
         landscapes = [landscape_of(columns, rows) for rows in usable]
+        few = (
+            "Not identified: three rates a cell and one seed leave nothing to tell the noise from. Add rates or seeds."
+        )
+        if all(len(one.loss) < 4 for one in landscapes):
+            raise FitError(few)
         self.chance_ = dependence(landscapes)
         if self.chance_ > SHARE:
             raise FitError(
@@ -152,10 +157,7 @@ class LearningRateLaw:
         dof = sum(q.dof for q in curves) - (doubt > 0)
         noise = math.sqrt(sum(q.rss / q.loss**2 for q in curves) / max(dof, 1)) + LEAST_NOISE
         if found and dof < 1:
-            raise FitError(
-                "Not identified: three rates a cell and one seed leave nothing to tell the noise from. Add rates or "
-                "seeds."
-            )
+            raise FitError(few)
         self.noise_ = noise
         self.cells_ = [
             optimum_of(columns, rows, one, found.get(k), noise, dof)

@@ -179,6 +179,11 @@ def test_json_round_trip_and_refusals(tmp_path):
         (lambda rows: [r | {"loss": float("nan")} for r in rows], FitError, "loss"),
         (lambda rows: [{k: v for k, v in r.items() if k != "B"} for r in rows], FitError, "'B'"),
         (lambda rows: [r for r in rows if r["lr"] > 0.02], FitError, "three learning rates|[Nn]ot identified"),
+        (
+            lambda rows: [r for r in rows if 0.8 < r["lr"] / best(r["D"], r["B"]) < 3 and not r["seed"]],
+            FitError,
+            "nothing",
+        ),
         (lambda rows: [], FitError, "no rows|'lr'"),
     ],
 )
