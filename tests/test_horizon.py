@@ -28,7 +28,8 @@ class Landscapes(HorizonSweep):
 
     def __init__(self, config, best, diverges=math.inf):
         self.config, self.best, self.diverges = config, best, diverges
-        self.middle, self.runs, self.trained = config.learning_rates[0], {}, []
+        self.middle, self.longest = config.learning_rates[0], 6400
+        self.runs, self.trained = {}, []
 
     def train(self, wanted):
         for cell, rate, seed in dict.fromkeys(wanted):
@@ -79,6 +80,14 @@ def test_the_sweep_finds_the_minima_from_a_wrong_start(config, middle):
         assert found.D == 6400 * 16 and found.predicted == pytest.approx(found.optimum, rel=0.05)
         assert found.optimum_loss < found.kept_loss  # the landscape moved, and keeping the rate costs
         assert abs(found.predicted_loss - found.optimum_loss) < 0.01
+
+
+def test_short_horizons_get_more_seeds(config):
+    sweep = Landscapes(config, best_rate)
+    assert [len(sweep.seeds(Cell(total // 8, 8))) for total in (800, 1600, 3200, 6400)] == [4, 4, 3, 2]
+    sweep.search(CELLS)
+    trained = {(cell.sequences, seed) for cell, _, seed in sweep.trained}
+    assert (800, 3) in trained and (6400, 1) in trained and (6400, 2) not in trained
 
 
 def test_diverged_rates_are_no_minimum(config):

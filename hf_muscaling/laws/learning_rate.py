@@ -26,6 +26,7 @@ from .optimum import (
     dependence,
     edge,
     landscape_of,
+    noise_of,
     one_row_a_run,
     optimum_of,
 )
@@ -35,7 +36,6 @@ from .table import _columns, read_table
 FORMAT, FORMAT_VERSION = "hf_muscaling.learning_rate_law", 1
 _KEYS = ("format", "format_version", "equation", "settings", "units", "params", "rows")
 BEYOND = 1.05  #: times outside the fitted horizons or batch sizes past which `predict` warns
-LEAST_NOISE = 1e-9  #: of a loss, so that noiseless tables can be fitted
 
 
 @dataclass(frozen=True)
@@ -154,13 +154,13 @@ class LearningRateLaw:
         skew, doubt = common_skew(windows)
         curves = [window.quadratic(skew) for window in windows]
         found = dict(zip(inner, curves, strict=True))
-        dof = sum(q.dof for q in curves) - (doubt > 0)
-        noise = math.sqrt(sum(q.rss / q.loss**2 for q in curves) / max(dof, 1)) + LEAST_NOISE
-        if found and dof < 1:
+        noise, dof = noise_of(curves)
+        if found and not any(q.dof for q in curves):
             raise FitError(few)
-        self.noise_ = noise
+        known = {k: (float(s), float(d)) for k, s, d in zip(inner, noise, dof, strict=True)}
+        self.noise_ = float(np.median(noise)) if inner else math.nan
         self.cells_ = [
-            optimum_of(columns, rows, one, found.get(k), noise, dof)
+            optimum_of(columns, rows, one, found.get(k), *known.get(k, (math.inf, 1.0)))
             for k, (rows, one) in enumerate(zip(usable, landscapes, strict=True))
         ]
         self._columns = columns
@@ -255,7 +255,8 @@ class LearningRateLaw:
                 lines.append(f"  {name} is unknown: the runs all have one {letter}")
         lines += [
             f"  scatter of the optima about the law: a factor of {math.exp(self.scatter_):.3g}",
-            f"  noise of one run's loss {100 * self.noise_:.2g} %; a rate off by 2 costs {100 * self.penalty(2):.2g} %",
+            f"  noise of one run's loss, at the median cell, {100 * self.noise_:.2g} %; a rate off by 2 costs "
+            f"{100 * self.penalty(2):.2g} %",
             f"  {len(self._columns['loss'])} runs; the loss depends on the rate (chance {self.chance_:.3f})",
         ]
         for c in self.cells_:
