@@ -30,9 +30,6 @@ FINE = (-2, -1, 0, 1, 2)
 EXTENSIONS = 6
 """How often a cell's grid is extended towards a minimum at its edge, an octave each time."""
 
-REFINEMENTS = 3
-"""How often the rates of all seeds are trained, where their lowest mean loss turns out to lie at an end."""
-
 
 @dataclass(frozen=True)
 class Cell:
@@ -81,7 +78,6 @@ class HorizonSweep:
         self.config, self.setup, self.workers, self.progress = config, setup, workers, progress
         rates = sorted(config.learning_rates)
         self.middle = rates[len(rates) // 2]
-        self.longest = config.steps * config.batch_size
         self.args = config.training_arguments()
         self.base = setup.base.at_width(config.base_width)
         self.runs: dict[tuple[Cell, float, int], Run] = {}
@@ -128,25 +124,12 @@ class HorizonSweep:
                 f"Every run of the sweep diverged (rates around {self.middle:g}): lower --learning_rates or lengthen "
                 "the warm-up; the records are kept."
             )
-        around = {cell: [k + step for step in FINE] for cell, k in best.items()}
-        for _ in range(REFINEMENTS):
-            self.train((c, self.rate(k), seed) for c, near in around.items() for k in near for seed in self.seeds(c))
-            edges = {c: self._lowest(c, near, self.seeds(c)) for c, near in around.items()}
-            edges = {c: k for c, k in edges.items() if k in (around[c][0], around[c][-1])}
-            if not edges:
-                break
-            for cell, k in edges.items():  # the one seed that chose the place was wrong
-                near = around[cell]
-                around[cell] = [k - 2, k - 1, *near] if k == near[0] else [*near, k + 1, k + 2]
+        seeds = range(self.config.seeds)
+        self.train((c, self.rate(k + step), seed) for c, k in best.items() for step in FINE for seed in seeds)
         return list(self.runs.values())
 
-    def seeds(self, cell: Cell) -> range:
-        """Return the seeds of a cell: more for shorter runs, which are noisier and cost less, up to twice as many."""
-        shorter = self.longest / cell.sequences
-        return range(round(self.config.seeds * min(math.sqrt(max(shorter, 1.0)), 2.0)))
-
-    def _lowest(self, cell: Cell, grid: Sequence[int], seeds: Sequence[int] = (0,)) -> int:
-        return min(grid, key=lambda k: self.loss(cell, self.rate(k), seeds))
+    def _lowest(self, cell: Cell, grid: Sequence[int]) -> int:
+        return min(grid, key=lambda k: self.loss(cell, self.rate(k)))
 
     def _arguments(self, cell: Cell) -> Any:
         args = copy.deepcopy(self.args)

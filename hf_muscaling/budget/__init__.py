@@ -7,6 +7,7 @@ from .advice import Advice, advise
 from .belief import Assumptions, PowerBelief
 from .design import Design, ProxyOption, equal_spacing
 from .expected import ExpectedInterval, expected_interval, half_width
+from .horizons import plan_horizons
 from .plan import BudgetPlan, plan_budget
 
 __all__ = [
@@ -22,4 +23,5 @@ __all__ = [
     "expected_interval",
     "half_width",
     "plan_budget",
+    "plan_horizons",
 ]

@@ -161,10 +161,11 @@ def simulated_interval(
     finished: Columns,
     level: float = 0.9,
     assumptions: Assumptions | None = None,
+    draws: int | None = None,
 ) -> ExpectedInterval:
     """Return the expected interval of `law` on `finished` runs and `counts` (k,) simulated ones at each point."""
     names = tuple(points)
-    series = simulate(belief, points, counts, finished)
+    series = simulate(belief, points, counts, finished)[:draws]
     at = {name: np.repeat(np.asarray(points[name], float), counts) for name in names}
     table = {name: np.concatenate([finished[name], at[name]]) for name in names}
     table = {law.columns[name]: values for name, values in table.items()}

@@ -7,7 +7,7 @@ and the best of them is the base width's first proxy.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,6 +18,7 @@ from ..runs import Run, Series
 from .advice import Advice, advise
 from .belief import Assumptions
 from .design import ProxyOption
+from .horizons import plan_horizons
 from .plan import BudgetPlan, plan_budget
 from .share import read_share
 
@@ -44,6 +45,8 @@ class Offer:
     level: float
     count: Count
     objective: str
+    steps: int
+    tokens_per_step: int
 
     @property
     def law(self) -> PowerLaw:
@@ -56,6 +59,24 @@ class Offer:
         """Return the plan before any run; further options are those of `plan_budget`."""
         given = {"overhead": self.overhead, "tolerance": self.tolerance, "level": self.level, "law": self.law}
         return plan_budget(self.options, self.target, self.budget, **(given | options))
+
+    def plan_horizons(self, shares: Sequence[float], **options: Any) -> BudgetPlan:
+        """Return the plan before any run of widths, seeds and steps, with runs of these shares of the target's steps
+        too; further options are those of `plan_horizons`.
+
+        Raises ConfigurationError for shares outside (0, 1).
+        """
+        if any(not 0 < share < 1 for share in shares):
+            raise ConfigurationError(f"horizons={list(shares)} must be shares of the target's steps, between 0 and 1.")
+        lengths = sorted({max(round(share * self.steps), 1) for share in (*shares, 1.0)})
+        offered = [
+            replace(o, steps=n, D=float(n * self.tokens_per_step), cost=o.cost * n / self.steps,
+                    paid=o.paid * (n == self.steps))
+            for o in self.options for n in lengths
+        ]  # fmt: skip
+        target = self.target, float(self.steps * self.tokens_per_step)
+        given = {"overhead": self.overhead, "tolerance": self.tolerance, "level": self.level}
+        return plan_horizons(offered, target, self.budget, **(given | options))
 
     def advise(self, runs: Iterable[Run], assumptions: Assumptions | None = None, **options: Any) -> Advice:
         """Return what to do after these runs; widths at which only diverged runs are known are offered no more."""
@@ -99,7 +120,10 @@ def offer(config: ExperimentConfig, vocabulary: int, widths: Sequence[int] | Non
         for w in sorted(set(widths))
     ]
     target = count_parameters(base.at_width(top), count)
-    return Offer(tuple(options), float(target), overhead, budget, tolerance, config.level, count, config.objective)
+    return Offer(
+        tuple(options), float(target), overhead, budget, tolerance, config.level, count, config.objective, config.steps,
+        config.batch_size * config.sequence_length,
+    )  # fmt: skip
 
 
 def _affordable(config: ExperimentConfig, cost: Callable[[int], float], left: float, more: float) -> list[int]:

@@ -80,7 +80,8 @@ class BudgetPlan:
             parts.append(f"That {words} the tolerance of ± {100 * self.tolerance:.3g} %.")
         curve = [["cost", "interval", "runs"]]
         curve += [[f"{100 * d.cost:.2f} %", f"± {100 * d.half_width:.2f} %", str(d)] for d in self.curve]
-        return "\n".join([*parts, "", "What other budgets buy:", _table(curve, last_left=True)])
+        rest = ["", "What other budgets buy:", _table(curve, last_left=True)] if len(self.curve) > 1 else []
+        return "\n".join([*parts, *rest])
 
 
 def _table(lines: list[list[str]], last_left: bool = False) -> str:

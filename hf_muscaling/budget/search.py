@@ -1,8 +1,9 @@
 """Search of designs within a budget, and the trade-off between cost and the interval to expect.
 
 Designs are built by the criterion of `screening` (greedy additions by gain per cost, then exchanges: take one option
-out, refill), from every largest size that the budget allows; the best few, which differ in their largest size, are
-scored by the law's own interval on simulated runs (`expected`), and the narrowest is chosen.
+out, refill), from every largest size that the budget allows; the best few, which differ in their largest size, and
+equal spacing are scored by the law's own interval on simulated runs (`expected`). The cheapest of those that are as
+narrow as the narrowest, to what the simulation can tell, is chosen.
 """
 
 from __future__ import annotations
@@ -14,13 +15,15 @@ from typing import Any
 import numpy as np
 
 from ..errors import ConfigurationError
-from ..laws import PowerLaw, ScalingLaw
+from ..laws import ScalingLaw
 from .belief import Assumptions, Belief
-from .design import Design, Menu
+from .design import Design, Menu, equal_spacing
 from .expected import Columns, ExpectedInterval, simulated_interval
 from .screening import Screen
 
 SHORTLIST = 3
+ALIKE = 0.03
+"""Expected half-widths closer than this share are not told apart: the standard error of 32 draws is about as large."""
 ROUNDS = 3
 
 
@@ -35,6 +38,7 @@ class Question:
     finished: Columns
     level: float
     assumptions: Assumptions | None = None
+    draws: int | None = None  #: of the simulated series, where they are fewer than the belief's
 
     @property
     def screen(self) -> Screen:
@@ -45,23 +49,36 @@ class Question:
         """Return the interval of the law itself with the runs that are there and those still to do."""
         new = counts - self.menu.finished
         return simulated_interval(
-            self.belief, self.menu.points, new, self.target, self.law, self.finished, self.level, self.assumptions
-        )
+            self.belief, self.menu.points, new, self.target, self.law, self.finished, self.level, self.assumptions,
+            self.draws,
+        )  # fmt: skip
+
+    def fits(self, counts: np.ndarray) -> bool:
+        """Whether the law can be fitted to a design: three sizes; for L(N, D) two horizons and four points as well."""
+        points, there = self.menu.points, counts > 0
+        sizes = np.union1d(self.finished["N"], points["N"][there])
+        if "D" not in points:
+            return len(sizes) >= 3
+        return len(sizes) >= 3 and len(np.unique(points["D"][there])) >= 2 and int(there.sum()) >= 4
 
     def least(self) -> np.ndarray:
-        """Return the cheapest design that can be fitted: the finished runs and as many sizes as the law needs."""
-        counts, sizes = self.menu.finished.copy(), set(np.unique(self.finished["N"]).tolist())
-        need = 3 if isinstance(self.law, PowerLaw) else 4
-        paid = np.array([max(o.paid, o.finished) for o in self.menu.options])
-        for j in np.argsort(np.where(paid > counts, 0.0, self.menu.costs), kind="stable"):
-            if len(sizes) >= need:
-                break
-            if self.menu.options[j].N not in sizes:
-                counts[j] += 1
-                sizes.add(self.menu.options[j].N)
-        if len(sizes) < need:
+        """Return a cheap design that can be fitted: the finished runs and the cheapest options at new sizes, then at
+        any point, until it can.
+        """
+        counts, menu = self.menu.finished.copy(), self.menu
+        paid = np.array([max(o.paid, o.finished) for o in menu.options])
+        order = np.argsort(np.where(paid > counts, 0.0, menu.costs), kind="stable")
+        for new_sizes in (True, False):  # of new sizes three, then whatever else the law needs
+            for j in order:
+                if self.fits(counts):
+                    return counts
+                there = np.union1d(self.finished["N"], menu.points["N"][counts > 0])
+                wanted = len(there) < 3 and menu.options[j].N not in there if new_sizes else True
+                counts[j] += int(wanted and not counts[j])
+        if not self.fits(counts):
             raise ConfigurationError(
-                f"The options have {len(sizes)} distinct sizes; a law needs {need}. Give more widths to choose from."
+                f"The options have {len(np.unique(menu.points['N']))} distinct sizes; a law needs 3. Give more widths "
+                "to choose from."
             )
         return counts
 
@@ -88,7 +105,7 @@ def search(question: Question, budget: float, shortlist: int = SHORTLIST) -> lis
         counts = _fill(screen, menu, start, budget, inside)
         found[top] = (float(screen.half_widths(counts)[0]), counts)
     best = sorted(found.values(), key=lambda pair: pair[0])[: 2 * shortlist]
-    improved = [_exchange(screen, menu, counts, budget, question.menu.finished) for _, counts in best]
+    improved = [_exchange(question, screen, counts, budget) for _, counts in best]
     unique = {tuple(c): float(screen.half_widths(c)[0]) for c in (*improved, *(c for _, c in best))}
     ranked = sorted(unique, key=unique.__getitem__)
     kept: list[np.ndarray] = []
@@ -122,9 +139,9 @@ def _fill(screen: Screen, menu: Menu, counts: np.ndarray, budget: float, allowed
         counts, now = tried[j], float(half[j])
 
 
-def _exchange(screen: Screen, menu: Menu, counts: np.ndarray, budget: float, floor: np.ndarray) -> np.ndarray:
+def _exchange(question: Question, screen: Screen, counts: np.ndarray, budget: float) -> np.ndarray:
     """Take all or one of the new runs of an option out and refill, as long as that narrows the interval."""
-    everything = np.ones(len(counts), bool)
+    menu, floor, everything = question.menu, question.menu.finished, np.ones(len(counts), bool)
     now = float(screen.half_widths(counts)[0])
     for _ in range(ROUNDS):
         better = False
@@ -132,7 +149,7 @@ def _exchange(screen: Screen, menu: Menu, counts: np.ndarray, budget: float, flo
             for kept in {int(floor[j]), int(counts[j]) - 1}:
                 without = counts.copy()
                 without[j] = kept
-                if len(np.unique(menu.points["N"][without > 0])) < 3:
+                if not question.fits(without):
                     continue
                 others = everything.copy()
                 others[j] = False
@@ -147,9 +164,17 @@ def _exchange(screen: Screen, menu: Menu, counts: np.ndarray, budget: float, flo
 
 
 def best_design(question: Question, budget: float, shortlist: int = SHORTLIST) -> Design | None:
-    """Return the design with the narrowest expected interval within a budget; None if the budget buys none."""
-    designs = [question.menu.design(c, question.interval(c)) for c in search(question, budget, shortlist)]
-    return min(designs, key=lambda d: d.half_width) if designs else None
+    """Return the cheapest of the designs with the narrowest expected interval within a budget; None if it buys none."""
+    menu = question.menu
+    tried = search(question, budget, shortlist)
+    if tried and not menu.finished.any() and "D" not in menu.points:
+        usual = (equal_spacing(menu.options, budget, sizes=n, overhead=menu.overhead) for n in (4, 5))
+        tried += [counts for counts in usual if counts is not None and question.fits(counts)]
+    designs = [menu.design(counts, question.interval(counts)) for counts in tried]
+    if not designs:
+        return None
+    narrowest = min(d.half_width for d in designs)
+    return min((d for d in designs if d.half_width <= (1 + ALIKE) * narrowest), key=lambda d: d.cost)
 
 
 def frontier(question: Question, budgets: Sequence[float]) -> list[Design]:

@@ -4,10 +4,12 @@ from argparse import Namespace
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
+from hf_muscaling.errors import ConfigurationError
+
 from .parser import Parser, take_config
 
 if TYPE_CHECKING:
-    from hf_muscaling.budget import Assumptions
+    from hf_muscaling.budget import Assumptions, BudgetPlan
     from hf_muscaling.configuration import ExperimentConfig
 
 DESCRIPTION = """Parameters, FLOPs and memory of every run of an experiment (grid, proxies, target) on the stated
@@ -42,6 +44,8 @@ def run(arguments: Sequence[str]) -> int:
     add("--law", metavar="LAW.json", help="a fitted power law of a similar design: its curve and noise are believed")
     add("--noise", nargs=2, metavar=("LOW", "HIGH"), help="how far seeds differ (default: 0.1%% 0.4%%)")
     add("--candidates", type=int, nargs="+", metavar="WIDTH", help="widths to choose from")
+    text = "shares of the target's steps that proxies may stop at (0.1 0.25 0.5): plans L(N, D) beside L(N)"
+    add("--horizons", type=float, nargs="+", metavar="SHARE", help=text)
     add("--max-seeds", "--max_seeds", type=int, default=8, help="most runs of one width (default: 8)")
     add("--plot", metavar="PNG", help="write the trade-off as a figure")
     given, rest = parser.parse_known_args(take_config(list(arguments)))
@@ -53,8 +57,8 @@ def run(arguments: Sequence[str]) -> int:
     experiment, _ = parse_experiment(rest)
     if experiment.budget or experiment.tolerance:
         return _budget(experiment, given)
-    if given.runs or given.law or given.plot or given.candidates or given.noise:
-        parser.error("--runs, --law, --noise, --candidates and --plot plan a budget: add --budget 5% or --tolerance 1%")
+    if given.runs or given.law or given.plot or given.candidates or given.noise or given.horizons:
+        parser.error("--runs, --law, --noise, --candidates, --horizons and --plot plan a budget: add --budget 5%")
     return _memory(experiment, given)
 
 
@@ -76,6 +80,8 @@ def _budget(experiment: "ExperimentConfig", given: Namespace) -> int:
     from hf_muscaling.planning import experiment_vocabulary
 
     assumptions = _assumptions(given)
+    if given.horizons and (given.runs or given.law):
+        raise ConfigurationError("--horizons plans before any run; leave out --runs and --law, or --horizons.")
     runs = finished_proxies(experiment, given.runs) if given.runs else []
     offered = offer(experiment, experiment_vocabulary(experiment), given.candidates)
     if runs:
@@ -88,13 +94,25 @@ def _budget(experiment: "ExperimentConfig", given: Namespace) -> int:
 
         options |= {"belief": PowerLaw.from_json(given.law), "keep": False}
     plan = offered.plan(**options)
-    print(plan.to_json() if given.json else plan)
+    shorter = offered.plan_horizons(given.horizons, assumptions=assumptions) if given.horizons else None
+    if given.json:
+        print(json.dumps(plan.to_dict() | ({"horizons": shorter.to_dict()} if shorter else {}), indent=1))
+    else:
+        print(plan)
+    if shorter and not given.json:
+        print(f"\nWith proxies of fewer steps and a law in N and D:\n\n{shorter}\n\n{_narrower(plan, shorter)}")
     if given.plot:
         from hf_muscaling.budget.plots import plot_budget
         from hf_muscaling.plotting import save_figure
 
         save_figure(plot_budget(plan), given.plot)
     return 1 if plan.tight is False else 0
+
+
+def _narrower(plan: "BudgetPlan", shorter: "BudgetPlan") -> str:
+    one, other = 100 * plan.design.half_width, 100 * shorter.design.half_width
+    better = "fewer steps and L(N, D)" if other < one else "the target's steps and L(N)"
+    return f"Narrower for this budget: {better} (L(N) ± {one:.2f} %, L(N, D) ± {other:.2f} %)."
 
 
 def _assumptions(given: Namespace) -> "Assumptions | None":

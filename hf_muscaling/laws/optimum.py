@@ -12,7 +12,6 @@ from dataclasses import dataclass
 
 import numpy as np
 from scipy.optimize import minimize_scalar
-from scipy.special import digamma
 from scipy.stats import t as student
 
 from .selection import Columns
@@ -20,8 +19,6 @@ from .selection import Columns
 ALIKE = 0.02  #: horizons and batch sizes closer than this, in logs, are one
 NEAR = 2.05  #: rates within this factor of the lowest loss are fitted: the landscape is steeper above than below
 SURE = 0.95  #: confidence with which a minimum must be one: the curvature is positive
-PRIOR = 6.0  #: observations that the typical noise of all cells counts in each
-LEAST_NOISE = 1e-9  #: of a loss, so that noiseless tables can be fitted
 STEEPEST = 0.4  #: bound of the skew, so that a curve has one minimum among the rates fitted
 SHUFFLES = 999
 SHARE = 0.01  #: of the shuffled tables at most may show as much dependence on the rate
@@ -36,12 +33,9 @@ class Landscape:
     seed: np.ndarray
 
     def means(self) -> tuple[np.ndarray, np.ndarray]:
-        """Return the distinct rates and the mean loss at each, as if every seed had trained them all."""
+        """Return the distinct rates and the mean loss at each."""
         rates, index = np.unique(np.round(self.log_lr, 6), return_inverse=True)
-        seeds = np.unique(self.seed, return_inverse=True)[1]
-        design = np.column_stack([np.eye(len(rates))[index], np.eye(seeds.max() + 1)[seeds][:, 1:]])
-        found = np.linalg.lstsq(design, self.loss - self.loss.mean(), rcond=None)[0]
-        return rates, self.loss.mean() + found[: len(rates)] + found[len(rates) :].sum() / (seeds.max() + 1)
+        return rates, np.bincount(index, self.loss) / np.bincount(index)
 
 
 @dataclass(frozen=True)
@@ -136,36 +130,17 @@ def common_skew(windows: Sequence[Window]) -> tuple[float, float]:
     factor; one skew for all takes that away at the price of one degree of freedom.
     """
 
-    if sum(window.dof for window in windows) < 2:
-        return 0.0, 0.0
-    noise, _ = noise_of([window.quadratic() for window in windows])
-
     def rest(skew: float) -> float:
-        """Squares left, in units of each cell's variance."""
-        curves = [window.quadratic(skew) for window in windows]
-        return float(sum(q.rss / (q.loss * own) ** 2 for q, own in zip(curves, noise, strict=True)))
+        return sum(q.rss / q.loss**2 for q in (window.quadratic(skew) for window in windows))
 
+    dof = sum(window.dof for window in windows)
+    if dof < 2:
+        return 0.0, 0.0
     found = minimize_scalar(rest, bounds=(-STEEPEST, STEEPEST), method="bounded", options={"xatol": 1e-6})
     best, step = float(found.x), 0.02
     bend = (rest(best + step) - 2 * rest(best) + rest(best - step)) / step**2
-    error = float(np.sqrt(2 / bend)) if bend > 0 else STEEPEST
+    error = float(np.sqrt(2 * rest(best) / (dof - 1) / bend)) if bend > 0 else STEEPEST
     return best, min(error, STEEPEST)
-
-
-def noise_of(curves: Sequence[Quadratic]) -> tuple[np.ndarray, np.ndarray]:
-    """Return every cell's noise of one run (a share of its loss) and the degrees of freedom it is known with.
-
-    Short runs are noisier, so that each cell has its own variance, drawn to what is typical as if that were `PRIOR`
-    more observations: the moderated variance of Smyth 2004, with a fixed weight of the prior.
-    """
-    dof = np.array([q.dof for q in curves], float)
-    known = dof > 0
-    if not known.any():
-        return np.full(len(curves), LEAST_NOISE), dof
-    variance = np.array([q.rss / q.loss**2 for q in curves]) / np.maximum(dof, 1) + LEAST_NOISE**2
-    half = dof[known] / 2
-    typical = np.exp(np.average(np.log(variance[known]) - digamma(half) + np.log(half), weights=dof[known]))
-    return np.sqrt((PRIOR * typical + dof * variance) / (PRIOR + dof)), dof + PRIOR
 
 
 def dependence(landscapes: Sequence[Landscape]) -> float:
@@ -232,7 +207,7 @@ class Optimum:
 
 
 def optimum_of(
-    columns: Columns, rows: np.ndarray, one: Landscape, fit: Quadratic | None, noise: float, dof: float
+    columns: Columns, rows: np.ndarray, one: Landscape, fit: Quadratic | None, noise: float, dof: int
 ) -> Optimum:
     """The optimum of the cell of some rows, or why it has none; `noise` is a share of the loss."""
     D, B = (float(np.median(columns[name][rows])) for name in ("D", "B"))

@@ -2,14 +2,20 @@
 
     python recipes/benchmarks/budget.py pool FOLDER [--budgets 0.3 0.5 0.8] [--repeats 200]
     python recipes/benchmarks/budget.py tables FILE.csv … [--budgets 0.05 0.1 0.2]
+    python recipes/benchmarks/budget.py finals FILE.csv … [--budgets 0.05 0.1 0.2] [--repeats 30]
     python recipes/benchmarks/budget.py nanolm [--trials 8]
 
 `pool`: FOLDER is the output of `recipes/run_series.py … --seeds 20 --verify`. Designs draw their seeds from the pool of
 each width without replacement, again and again; the law is the experiment's, the target the mean of its seeds.
 
 `tables`: tidy tables (see `extrapolation.py`) of runs at a constant learning rate. At every horizon D (factors of two)
-the curves are interpolated in log D; each of the three largest sizes in turn is the target, designs choose among the
-smaller ones, one run each, at a cost of N over the target's N.
+the curves are interpolated in log D; each of the six largest sizes in turn is the target if it saw `--tokens` tokens a
+parameter by then (long enough to be past its warm-up), designs choose among the smaller ones, one run each, at a cost
+of N over the target's N.
+
+`finals`: tidy tables of runs at the end of their own schedules, any N and D. Again and again one of the ten costliest
+runs is the target and 24 cheaper ones are the options; `plan_horizons` chooses among them for a law in N and D, beside
+six runs equally spaced in log compute as far as the budget goes, and runs drawn at random until it is spent.
 
 `nanolm`: the tables of nanoLM (Yao et al., arXiv:2304.06875) with 32 and 64 layers, one run a width; cost by the
 paper's formula, Eq. 1 with `--trials` runs at base width. Its own design is all eight widths.
@@ -33,8 +39,8 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import numpy as np
 
-from hf_muscaling import PowerLaw
-from hf_muscaling.budget import ProxyOption, equal_spacing, half_width, plan_budget
+from hf_muscaling import ChinchillaLaw, PowerLaw
+from hf_muscaling.budget import ProxyOption, equal_spacing, half_width, plan_budget, plan_horizons
 from hf_muscaling.errors import ConfigurationError, FitError
 
 Counts = np.ndarray
@@ -140,8 +146,8 @@ def shown(options: Sequence[ProxyOption], counts: Counts) -> str:
     return " ".join(f"{o.width}×{n}" for o, n in zip(options, counts, strict=True) if n)
 
 
-def slices(paths: Sequence[Path]) -> Iterator[tuple[str, np.ndarray, np.ndarray]]:
-    """Yield name, sizes and losses at equal horizons of every family of curves."""
+def slices(paths: Sequence[Path]) -> Iterator[tuple[str, float, np.ndarray, np.ndarray]]:
+    """Yield name, tokens, sizes and losses at equal horizons of every family of curves."""
     families: dict[str, dict[float, list[tuple[float, float]]]] = defaultdict(lambda: defaultdict(list))
     for path in paths:
         text = path.read_bytes()
@@ -156,7 +162,7 @@ def slices(paths: Sequence[Path]) -> Iterator[tuple[str, np.ndarray, np.ndarray]
             there = {n: c for n, c in sorted_curves.items() if c[0, 0] <= d <= c[-1, 0]}
             if len(there) >= 8:
                 at = [np.exp(np.interp(np.log(d), np.log(c[:, 0]), np.log(c[:, 1]))) for c in there.values()]
-                yield f"{family} at {d:.2g} tokens", np.array(list(there)), np.array(at)
+                yield f"{family} at {d:.2g} tokens", d, np.array(list(there)), np.array(at)
 
 
 @cache
@@ -166,13 +172,15 @@ def table_designs(sizes: tuple[float, ...], target: float, budget: float) -> dic
     return designs(options, target, budget, 0.0, 1)
 
 
-def tables(paths: Sequence[Path], budgets: Sequence[float]) -> None:
+def tables(paths: Sequence[Path], budgets: Sequence[float], tokens: float) -> None:
     """Print what designs of each budget measure on public curves at equal horizons."""
     found: dict[tuple[float, str], dict[tuple[str, float], tuple[float, float, bool]]] = defaultdict(dict)
-    costs: dict[tuple[float, str], list[float]] = defaultdict(list)
-    for name, sizes, losses in slices(paths):
+    costs: dict[tuple[float, str], dict[tuple[str, float], float]] = defaultdict(dict)
+    for name, horizon, sizes, losses in slices(paths):
         print(f"{name}: {len(sizes)} sizes, {sizes[0]:.3g} to {sizes[-1]:.3g}", flush=True)
-        for target, loss in zip(sizes[-3:], losses[-3:], strict=True):
+        for target, loss in zip(sizes[-6:], losses[-6:], strict=True):
+            if horizon < tokens * target:
+                continue
             smaller = sizes < target
             for budget in budgets:
                 for design, counts in table_designs(tuple(sizes[smaller]), float(target), budget).items():
@@ -182,16 +190,73 @@ def tables(paths: Sequence[Path], budgets: Sequence[float]) -> None:
                         found[budget, design][name, target] = measured(PowerLaw(), rows, target, loss)
                     except FitError:  # the loss does not fall over these sizes: nothing learnt
                         found[budget, design][name, target] = (1.0, 1.0, True)
-                    costs[budget, design].append(float(sizes[smaller][chosen].sum() / target))
+                    costs[budget, design][name, target] = float(sizes[smaller][chosen].sum() / target)
     for budget in budgets:
-        names = [name for b, name in found if b == budget]
-        shared = set.intersection(*(set(found[budget, name]) for name in names)) if names else set()
-        print(f"budget {100 * budget:g} %: {len(shared)} targets for which every design is affordable")
-        for name in names if shared else ():
-            print(line(name, [found[budget, name][k] for k in sorted(shared)], float(np.mean(costs[budget, name]))))
-        if {"planner", "equal spacing, 5"} <= set(names) and shared:
-            wins = [abs(found[budget, "planner"][k][0]) < abs(found[budget, "equal spacing, 5"][k][0]) for k in shared]
-            print(f"  the planner errs less than five equally spaced sizes at {100 * np.mean(wins):.0f} % of them")
+        own = found[budget, "planner"]
+        for name in [name for b, name in found if b == budget and name != "planner"]:
+            shared = sorted(set(own) & set(found[budget, name]))
+            if not shared:
+                continue
+            print(f"budget {100 * budget:g} %: {len(shared)} targets for which both are affordable")
+            for which in ("planner", name):
+                cost = float(np.mean([costs[budget, which][key] for key in shared]))
+                print(line(which, [found[budget, which][key] for key in shared], cost))
+            wins = [abs(own[key][0]) < abs(found[budget, name][key][0]) for key in shared]
+            print(f"  the planner errs less at {100 * np.mean(wins):.0f} % of them", flush=True)
+
+
+def finals(paths: Sequence[Path], budgets: Sequence[float], repeats: int) -> None:
+    """Print what designs of widths and steps measure on public runs at the end of their schedules."""
+    for path in paths:
+        families: dict[str, list[tuple[float, float, float]]] = defaultdict(list)
+        with open(path, newline="") as handle:
+            for row in csv.DictReader(handle):
+                if row["kind"] == "final" and row["params"] and "outlier" not in row.get("note", ""):
+                    families[row["family"]].append((float(row["params"]), float(row["tokens"]), float(row["loss"])))
+        for family, rows in families.items():
+            runs = np.array(sorted(rows, key=lambda r: r[0] * r[1]))
+            if len(runs) >= 40:
+                for budget in budgets:
+                    print(f"{family}, {len(runs)} runs, budget {100 * budget:g} %")
+                    resample(runs, budget, repeats)
+
+
+def resample(runs: np.ndarray, budget: float, repeats: int) -> None:
+    """Print one budget of `finals`."""
+    rng = np.random.default_rng(0)
+    found: dict[str, list[tuple[float, float, bool]]] = defaultdict(list)
+    costs: dict[str, list[float]] = defaultdict(list)
+    for _ in range(repeats):
+        target = runs[len(runs) - 1 - rng.integers(10)]
+        compute = runs[:, 0] * runs[:, 1] / (target[0] * target[1])
+        cheaper = np.flatnonzero((compute <= budget) & (runs[:, 0] < target[0]))
+        menu = np.sort(rng.choice(cheaper, min(24, len(cheaper)), replace=False))
+        options = [ProxyOption(k, runs[k, 0], compute[k], D=runs[k, 1]) for k in menu]
+        try:
+            plan = plan_horizons(options, (target[0], target[1]), budget, max_seeds=1, draws=2)
+        except ConfigurationError:
+            continue
+        chosen = {"planner": [option.width for option, _ in plan.design.runs]}
+        for top in menu[::-1]:
+            ladder = np.geomspace(compute[menu[0]], compute[top], 6)
+            spaced = {int(menu[np.abs(np.log(compute[menu] / c)).argmin()]) for c in ladder}
+            if len(spaced) >= 5 and compute[list(spaced)].sum() <= budget:
+                chosen["equal spacing, 6"] = sorted(spaced)
+                break
+        order = rng.permutation(menu)
+        chosen["random"] = list(order[np.cumsum(compute[order]) <= budget])
+        try:
+            laws = {name: ChinchillaLaw().fit(dict(zip(("N", "D", "loss"), runs[rows].T, strict=True)))
+                    for name, rows in chosen.items()}  # fmt: skip
+        except FitError:
+            continue
+        for name, law in laws.items():
+            p = law.predict(N=target[0], D=target[1])
+            half = (p.high - p.low) / (2 * p.loss)
+            found[name].append((p.loss / target[2] - 1, half, p.low <= target[2] <= p.high))
+            costs[name].append(float(compute[chosen[name]].sum()))
+    for name, results in found.items():
+        print(line(name, results, float(np.mean(costs[name])), f"n = {len(results)}"), flush=True)
 
 
 def nanolm(trials: int, budgets: Sequence[float]) -> None:
@@ -221,21 +286,24 @@ def nanolm(trials: int, budgets: Sequence[float]) -> None:
 def main() -> None:
     """Run one part."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("part", choices=["pool", "tables", "nanolm"])
+    parser.add_argument("part", choices=["pool", "tables", "finals", "nanolm"])
     parser.add_argument("paths", nargs="*", type=Path)
     parser.add_argument("--budgets", type=float, nargs="+", help="shares of the target's FLOPs")
-    parser.add_argument("--repeats", type=int, default=200, help="draws from the pool")
+    parser.add_argument("--repeats", type=int, help="draws from the pool (default 200), targets of finals (30)")
+    parser.add_argument("--tokens", type=float, default=2.0, help="least tokens a parameter of a target")
     parser.add_argument("--trials", type=int, default=8, help="grid trials of nanoLM")
     args = parser.parse_args()
     warnings.simplefilter("ignore")
     if args.part != "nanolm" and not args.paths:
         parser.error(f"{args.part} needs a path")
     if args.part == "pool":
-        pool(args.paths[0], args.budgets or (0.3, 0.5, 0.8, 1.2), args.repeats)
+        pool(args.paths[0], args.budgets or (0.4, 0.6, 0.8, 1.2), args.repeats or 200)
     elif args.part == "tables":
-        tables(args.paths, args.budgets or (0.05, 0.1, 0.2))
+        tables(args.paths, args.budgets or (0.05, 0.1, 0.2, 0.3), args.tokens)
+    elif args.part == "finals":
+        finals(args.paths, args.budgets or (0.05, 0.1, 0.2), args.repeats or 30)
     else:
-        nanolm(args.trials, args.budgets or (0.05, 0.1, 0.15))
+        nanolm(args.trials, args.budgets or (0.05, 0.08, 0.11, 0.15))
 
 
 if __name__ == "__main__":

@@ -11,6 +11,7 @@ from hf_muscaling import PowerLaw, expected_interval, plan_budget
 from hf_muscaling.budget import Assumptions, PowerBelief, ProxyOption, equal_spacing
 from hf_muscaling.budget.design import Menu
 from hf_muscaling.budget.screening import Screen
+from hf_muscaling.budget.search import Question, search
 from hf_muscaling.errors import ConfigurationError
 
 TARGET_WIDTH = 512
@@ -75,9 +76,10 @@ def test_the_search_finds_what_trying_everything_finds():
     screen = Screen(PowerBelief.assumed(x[0], draws=16), {"N": x}, {"N": size(TARGET_WIDTH)})
     every = np.array([c for c in itertools.product(range(4), repeat=4) if np.count_nonzero(c) >= 3])
     every = every[menu.cost(every) <= budget]
-    plan = plan_budget(few, size(TARGET_WIDTH), budget, max_seeds=3, draws=16, curve=False)
-    counts = [{o.width: n for o, n in plan.design.runs}.get(o.width, 0) for o in few]
-    assert screen.half_widths(counts)[0] <= 1.1 * screen.half_widths(every).min()
+    none = {"N": np.empty(0), "loss": np.empty(0)}
+    found = search(Question(screen.belief, menu, {"N": size(TARGET_WIDTH)}, PowerLaw(), none, 0.9), budget)
+    assert all(menu.cost(counts) <= budget for counts in found)
+    assert screen.half_widths(found[0])[0] <= 1.02 * screen.half_widths(every).min()
 
 
 @pytest.mark.slow
