@@ -4,6 +4,7 @@
     python recipes/benchmarks/budget.py tables FILE.csv … [--budgets 0.05 0.1 0.2]
     python recipes/benchmarks/budget.py finals FILE.csv … [--budgets 0.05 0.1 0.2] [--repeats 30]
     python recipes/benchmarks/budget.py nanolm [--trials 8]
+    python recipes/benchmarks/budget.py stopping [--repeats 24]
 
 `pool`: FOLDER is the output of `recipes/run_series.py … --seeds 20 --verify`. Designs draw their seeds from the pool of
 each width without replacement, again and again; the law is the experiment's, the target the mean of its seeds.
@@ -19,6 +20,9 @@ six runs equally spaced in log compute as far as the budget goes, and runs drawn
 
 `nanolm`: the tables of nanoLM (Yao et al., arXiv:2304.06875) with 32 and 64 layers, one run a width; cost by the
 paper's formula, Eq. 1 with `--trials` runs at base width. Its own design is all eight widths.
+
+`stopping`: series simulated from the default assumptions follow `advise` with a tolerance of 2 % to its "stop": how
+often the interval then holds the target, and what came beside what each advice had announced.
 
 The planner knows nothing but its default assumptions; the designs are fixed before any loss is looked at. Half-widths
 are those of 90 % intervals as plans count them (`hf_muscaling.budget.half_width`), in % of the loss.
@@ -40,7 +44,15 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 import numpy as np
 
 from hf_muscaling import ChinchillaLaw, PowerLaw
-from hf_muscaling.budget import ProxyOption, equal_spacing, half_width, plan_budget, plan_horizons
+from hf_muscaling.budget import (
+    PowerBelief,
+    ProxyOption,
+    advise,
+    equal_spacing,
+    half_width,
+    plan_budget,
+    plan_horizons,
+)
 from hf_muscaling.errors import ConfigurationError, FitError
 
 Counts = np.ndarray
@@ -283,18 +295,51 @@ def nanolm(trials: int, budgets: Sequence[float]) -> None:
                 print(words, objective, flush=True)
 
 
+def stopping(repeats: int) -> None:
+    """Print how series fare that stop when the advice says so."""
+    widths, top = (32, 48, 64, 96, 128, 192, 256), 512
+    sizes, target = np.array([24.0 * w**2 for w in widths]), 24.0 * top**2
+    options = [ProxyOption(w, n, (w / top) ** 2) for w, n in zip(widths, sizes, strict=True)]
+    belief, rng = PowerBelief.assumed(sizes[0], draws=repeats), np.random.default_rng(7)
+    curves, ends = belief.loss({"N": sizes}), belief.loss({"N": np.array([target])})[:, 0]
+    away, ratios, found, costs = np.log(target / sizes[-1]), [], [], []
+    for m in range(repeats):
+        sigma, stray = belief.sigma[m], belief.sigma[m] * np.sqrt(belief.rho[m])
+        means = curves[m] * (1 + stray * np.log(sizes[-1] / sizes) * rng.normal(size=len(sizes)))
+        spread = np.sqrt(sigma**2 + (stray * away) ** 2 + (belief.tau[m] * away**2) ** 2)
+        loss, rows, announced = ends[m] * np.exp(spread * rng.normal()), [], None
+        advice = advise(rows, options, target, 0.6, tolerance=0.02, draws=8)
+        while advice.add is not None and len(rows) < 30:
+            j, announced = widths.index(advice.add.width), advice.after
+            rows.append({"N": sizes[j], "loss": means[j] * (1 + sigma * rng.normal())})
+            advice = advise(rows, options, target, 0.6, tolerance=0.02, draws=8)
+            if announced is not None and advice.now is not None:
+                ratios.append(advice.now / announced)
+        if advice.reason == "tight":
+            found.append(measured(PowerLaw(), as_read(PowerLaw(), columns(rows)), target, loss))
+            costs.append(advice.spent)
+    low, middle, high = np.quantile(ratios, (0.1, 0.5, 0.9))
+    print(line(f"tight: {len(found)} of {repeats}", found, float(np.mean(costs))))
+    print(f"  what came over what was announced: median {middle:.2f}, 80 % between {low:.2f} and {high:.2f}")
+
+
+def columns(rows: list[dict[str, float]]) -> dict:
+    """Return rows as columns."""
+    return {name: np.array([row[name] for row in rows]) for name in ("N", "loss")}
+
+
 def main() -> None:
     """Run one part."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("part", choices=["pool", "tables", "finals", "nanolm"])
+    parser.add_argument("part", choices=["pool", "tables", "finals", "nanolm", "stopping"])
     parser.add_argument("paths", nargs="*", type=Path)
     parser.add_argument("--budgets", type=float, nargs="+", help="shares of the target's FLOPs")
-    parser.add_argument("--repeats", type=int, help="draws from the pool (default 200), targets of finals (30)")
+    parser.add_argument("--repeats", type=int, help="draws of the pool (200), targets of finals (30), series (24)")
     parser.add_argument("--tokens", type=float, default=2.0, help="least tokens a parameter of a target")
     parser.add_argument("--trials", type=int, default=8, help="grid trials of nanoLM")
     args = parser.parse_args()
     warnings.simplefilter("ignore")
-    if args.part != "nanolm" and not args.paths:
+    if args.part not in ("nanolm", "stopping") and not args.paths:
         parser.error(f"{args.part} needs a path")
     if args.part == "pool":
         pool(args.paths[0], args.budgets or (0.4, 0.6, 0.8, 1.2), args.repeats or 200)
@@ -302,6 +347,8 @@ def main() -> None:
         tables(args.paths, args.budgets or (0.05, 0.1, 0.2, 0.3), args.tokens)
     elif args.part == "finals":
         finals(args.paths, args.budgets or (0.05, 0.1, 0.2), args.repeats or 30)
+    elif args.part == "stopping":
+        stopping(args.repeats or 24)
     else:
         nanolm(args.trials, args.budgets or (0.05, 0.08, 0.11, 0.15))
 

@@ -18,7 +18,7 @@ from hf_muscaling.runs import Series
 from hf_muscaling.trainer import MuTrainer
 from tests.series_helpers import flags, tiny_experiment
 
-SMALL = ["--target", "512", "--candidates", "32", "48", "64", "96", "160", "--budget", "20%"]
+SMALL = ["--target", "512", "--candidates", "32", "48", "64", "160", "--budget", "20%"]
 
 
 def test_options_are_the_experiments_models_and_costs():
@@ -39,12 +39,12 @@ def test_options_are_the_experiments_models_and_costs():
 @pytest.mark.slow
 def test_the_command_plans(tmp_path, capsys):
     figure = tmp_path / "plan.png"
-    words = [*SMALL, "--tolerance", "0.5%", "--max-seeds", "2", "--noise", "0.05%", "0.1%"]
+    words = [*SMALL, "--tolerance", "0.5%", "--max-seeds", "1", "--noise", "0.05%", "0.1%"]
     assert main(["plan", *words, "--plot", str(figure), "--json"]) == 1
     plan = json.loads(capsys.readouterr().out)
     assert figure.read_bytes().startswith(b"\x89PNG")
     assert plan["design"]["cost"] <= 0.2 and plan["budget"] == 0.2 and plan["tight"] is False
-    assert {run["width"] for run in plan["design"]["runs"]} <= {32, 48, 64, 96, 160}
+    assert {run["width"] for run in plan["design"]["runs"]} <= {32, 48, 64, 160}
     assert "0.05 to 0.1 %" in plan["beliefs"]
     assert plan["curve"][-1]["half_width"] < plan["curve"][0]["half_width"]
 
@@ -82,7 +82,7 @@ def test_settings_of_a_file(tmp_path):
 def planned(tmp_path, monkeypatch):
     monkeypatch.setenv("HF_MUSCALING_CACHE", str(tmp_path / "cache"))
     return tiny_experiment(tmp_path, widths=[16, 24, 32], learning_rates=[1e-2], target_width=64, steps=40,
-                           budget="0.9")  # fmt: skip
+                           budget="0.75")  # fmt: skip
 
 
 @pytest.mark.slow
@@ -94,7 +94,7 @@ def test_a_series_is_trained_as_advised(planned, monkeypatch, capsys):
     assert [a["action"] for a in said] == ["add"] * (len(said) - 1) + ["stop"]
     trained = sorted((run.width, run.seed) for run in result.proxies)
     assert len(trained) == len(said) and len({w for w, _ in trained}) >= 3
-    assert result.cost_ratio <= 0.9 and said[-1]["spent"] == pytest.approx(result.cost_ratio)
+    assert result.cost_ratio <= 0.75 and said[-1]["spent"] == pytest.approx(result.cost_ratio)
 
     # the folder says the same to the command, and the whole job is found again without training
     proxies = finished_proxies(planned, folder)

@@ -85,10 +85,10 @@ def test_the_search_finds_what_trying_everything_finds():
 @pytest.mark.slow
 def test_the_tolerance_buys_the_cheapest_design_that_reaches_it():
     few = options([32, 64, 96, 160, 224])
-    full = plan_budget(few, size(TARGET_WIDTH), 0.4, draws=8)
+    full = plan_budget(few, size(TARGET_WIDTH), 0.4, draws=8, curve=False)
     loose = plan_budget(few, size(TARGET_WIDTH), 0.4, draws=8, tolerance=2 * full.design.half_width)
     assert loose.tight and loose.design.cost < full.design.cost
-    tight = plan_budget(few, size(TARGET_WIDTH), 0.4, draws=8, tolerance=full.design.half_width / 4)
+    tight = plan_budget(few, size(TARGET_WIDTH), 0.4, draws=8, tolerance=full.design.half_width / 4, curve=False)
     assert tight.tight is False and "does not reach" in str(tight)
 
 
