@@ -62,8 +62,8 @@ def test_a_plan_keeps_its_budget_and_beats_equal_spacing():
     costs, halves = [d.cost for d in plan.curve], [d.half_width for d in plan.curve]
     assert costs == sorted(costs) and halves == sorted(halves, reverse=True) and len(costs) >= 4
     assert max(n for _, n in plan.design.runs) <= 8
-    again = plan_budget(options(paid=0), size(TARGET_WIDTH), 0.2, overhead=0.02, draws=8)
-    assert again == plan
+    again = plan_budget(options(paid=0), size(TARGET_WIDTH), 0.2, overhead=0.02, draws=8, curve=False)
+    assert again.design == plan.design and again.equal == plan.equal
     shown = str(plan)
     assert "Equal spacing" in shown and "What other budgets buy" in shown and "seeds differ by 0.1 to 0.4 %" in shown
     assert json.loads(plan.to_json())["design"]["half_width"] == plan.design.half_width
