@@ -1,8 +1,9 @@
-"""Training curves as the table that laws fit: losses averaged over windows of steps that grow like the steps do.
+"""Training curves as the table that laws fit: losses averaged over windows that grow like the steps do.
 
-A run at constant learning rate that sees no text twice measures its held-out loss all along: each batch is new to the
-model, so that the batch's loss before the update is an unbiased estimate, noisy by a few hundredths. Averaged over
-windows with edges in constant ratio, every window has the same error relative to the curve's own fall.
+In a run that sees no block twice, a batch's loss is taken before the model has learnt from it: an unbiased estimate of
+the loss on the text it trains on, noisy by a few hundredths. (On documents of which it has seen nothing the loss is
+higher, by the 1 % that blocks of one document tell about each other.) Averaged over windows with edges in constant
+ratio, every window has the same error relative to the curve's own fall.
 """
 
 from collections.abc import Iterable

@@ -22,7 +22,7 @@ from hf_muscaling.runs import Run, write_json
 if TYPE_CHECKING:
     from hf_muscaling.experiment import ExperimentSetup
     from hf_muscaling.laws import KaplanStepLaw, StageWise
-    from hf_muscaling.laws.forecasting import Curve, Forecast
+    from hf_muscaling.laws.forecasting import Curve, Estimate, Forecast
 
 logger = logging.getLogger(__name__)
 
@@ -42,24 +42,27 @@ class TrajectoryConfig(ExperimentConfig):
 
     output_dir: str = _option("runs/trajectory", "Folder for runs, prediction, report and plots; it continues.")
     vocab_size: int = _option(512, "Vocabulary; small, so that embeddings do not outweigh the body of tiny models.")
-    widths: list[int] = _option([32, 48, 64, 96, 128], "Widths of the fitted models.")
-    target_width: int = _option(192, "Width of the model to predict.")
+    widths: list[int] = _option([32, 48, 64, 96], "Widths of the fitted models.")
+    target_width: int = _option(160, "Width of the model to predict.")
     seeds: int = _option(1, "Seeds (initialisations) per fitted width and batch size.")
     batch_size: int = _option(32, "Batch size, in sequences, at which steps and learning_rates are meant.")
     batch_sizes: list[int] = _option([8, 32, 128], "Batch sizes of the fitted runs, in sequences: three or more.")
-    target_batch_sizes: list[int] = _option([64, 256], "Batch sizes of the predicted curves, in sequences.")
-    steps: int = _option(800, "Optimizer steps at batch_size; other batch sizes see as many tokens.")
-    least_steps: int = _option(200, "Fewest steps of a run, which gives the largest batches more tokens.")
+    target_batch_sizes: list[int] = _option([64, 4], "Batch sizes of the predicted curves, in sequences.")
+    steps: int = _option(500, "Optimizer steps at batch_size; other batch sizes see as many tokens.")
+    least_steps: int = _option(250, "Fewest steps of a run, which gives the largest batches more tokens.")
     warmup_share: float = _option(0.05, "Share of a run's steps with a rising learning rate, at least 10 steps.")
     learning_rates: list[float] = _option([3e-3, 6e-3, 1.2e-2], "Grid at base width and batch_size; one: no search.")
     lr_exponent: float = _option(0.5, "The learning rate grows as batch size to this power: 0.5 is Adam's rule.")
     lr_scheduler: str = _option("constant_with_warmup", "A schedule without decay: every step is a valid end.")
+    heldout_tokens: int = _option(65_536, "Tokens of the held-out set.")
     loss_levels: list[float] = _option([], "Losses whose steps, tokens and B_crit are predicted; three by default.")
     count: str = _option("non_embedding", "Which N the law uses: non_embedding (Kaplan's) or total.")
     objective: str = _option("bayes", "Fitting objective of the joint law: bayes, huber, least_squares or lad.")
     irreducible: str = _option("auto", "Irreducible loss of the joint law: auto, yes or no (the paper's).")
     window: float = _option(0.3, "Share of each run, by tokens, left out of the joint fit.")
-    stage_window: float = _option(0.1, "Share of each run left out of the stage-wise fit, which needs early losses.")
+    stage_window: float = _option(
+        0.05, "Share left out of the stage-wise fit: the warm-up, for it compares early losses."
+    )
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -103,8 +106,9 @@ class CurveError:
     """How a predicted curve compares with the measured one at batch size B (tokens), after the first 30 % of it.
 
     `error` is the mean of |predicted - measured| / measured, `worst` the largest, `inside` the share of windows in the
-    interval; `reaches` lists, for each loss, measured steps, the predicted ones' relative error and whether their
-    interval holds them (None where the run did not get there).
+    interval; `reaches` lists, for each loss, the measured steps, the predicted ones' relative error and whether their
+    interval holds the measured. A run that ended above a loss (`reached` false) gives the fewest steps it can take:
+    predicted steps below that are off by `error` or more, and `inside` is None unless the interval ends before.
     """
 
     B: int
@@ -256,17 +260,23 @@ def curve_error(found: "Forecast", measured: dict[str, Any]) -> CurveError:
     reaches = []
     for reach in (r for r in found.reaches if round(r.B) == measured["B"]):
         actual = steps_to_loss(steps, loss, reach.loss)
-        known = bool(np.isfinite(actual))
+        reached = bool(np.isfinite(actual))
+        least = actual if reached else float(steps[-1])  # a run that ended above the loss needs more steps than it had
         reaches.append({
-            "loss": reach.loss, "steps": actual if known else None, "predicted": reach.steps.value,
-            "error": reach.steps.value / actual - 1 if known else None,
-            "inside": reach.steps.holds(actual) if known else None,
+            "loss": reach.loss, "steps": least, "reached": reached, "predicted": reach.steps.value,
+            "error": reach.steps.value / least - 1, "inside": _inside(reach.steps, least, reached),
         })  # fmt: skip
     inside = float(np.mean((low <= loss[late]) & (loss[late] <= high)))
     return CurveError(measured["B"], measured["seed"], float(error.mean()), float(error.max()), inside, reaches)
 
 
 # -- inside ------------------------------------------------------------------------------------------------------------
+
+
+def _inside(steps: "Estimate", least: float, reached: bool) -> bool | None:
+    if reached:
+        return steps.holds(least)
+    return False if steps.high < least else None
 
 
 def _bare(config: TrajectoryConfig) -> bool:

@@ -142,9 +142,12 @@ def verification_lines(result: "TrajectoryResult") -> list[str]:
             f"{100 * error.inside:.0f} % of it inside the interval"
         )
         for r in error.reaches:
-            if r["steps"] is None:
+            if not r["reached"]:
+                off = f", {100 * r['error']:+.1f} % or further off" if r["error"] < 0 else ""
+                held = "the interval ended before" if r["inside"] is False else "the interval is still open"
                 lines.append(
-                    f"    * loss {r['loss']:g}: not reached in this run, predicted {r['predicted']:,.0f} steps"
+                    f"    * loss {r['loss']:g}: not reached by step {r['steps']:,.0f}, predicted "
+                    f"{r['predicted']:,.0f}{off}; {held}"
                 )
             else:
                 lines.append(

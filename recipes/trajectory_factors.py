@@ -1,6 +1,6 @@
 """How the constants of the step law move with context length and data (Part I treats both as factors of the constants).
 
-    python recipes/trajectory_factors.py                                             # prose at 32, 64, 128; code at 64
+    python recipes/trajectory_factors.py                                             # prose at 64 and 128, code at 64
     python recipes/trajectory_factors.py --settings prose:32 prose:256 code:32 --seeds 2
 
 Trains the same widths at the same batch sizes in tokens under every setting (domain:context), fits the constants both
@@ -23,7 +23,7 @@ REFERENCE = 64  # tokens of the sequences in which batch sizes are meant
 DEFAULTS = [
     *("--output_dir", "runs/trajectory-factors", "--widths", "32", "48", "64", "--target_width", "96"),
     *("--batch_sizes", "8", "32", "128", "--target_batch_sizes", "32", "--learning_rates", "0.006"),
-    *("--steps", "400", "--least_steps", "100"),
+    *("--steps", "500", "--least_steps", "250"),
 ]
 
 
@@ -36,7 +36,7 @@ def main() -> None:
     from hf_muscaling.runs import write_json, write_text
 
     first = argparse.ArgumentParser(add_help=False)
-    first.add_argument("--settings", nargs="+", default=["prose:32", "prose:64", "prose:128", "code:64"])
+    first.add_argument("--settings", nargs="+", default=["prose:64", "prose:128", "code:64"])
     given, rest = first.parse_known_args(sys.argv[1:])
     config, _ = parse_experiment(
         [*DEFAULTS, *rest], f"{__doc__}\nOption: --settings DOMAIN:CONTEXT …", kind=TrajectoryConfig

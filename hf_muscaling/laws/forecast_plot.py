@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from matplotlib.figure import Figure
+from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
 from .plots import COLOURS, _plain_ticks
 
@@ -65,6 +66,9 @@ def plot_forecast(found: Forecast, measured: Sequence[dict[str, Any]] = (), fitt
         axes.grid(alpha=0.25, which="both")
         axes.legend(frameon=False, fontsize=8, loc="upper right")
         _plain_ticks(axes.yaxis)
+        axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        axes.xaxis.set_major_formatter(FuncFormatter(lambda steps, _: f"{steps:,.0f}"))
+        axes.xaxis.set_minor_formatter(NullFormatter())
     for axes in panels.ravel()[count:]:
         axes.set_visible(False)
     top = max(float(curve.loss[len(curve.loss) // 4]) for curve in found.curves)

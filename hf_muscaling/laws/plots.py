@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
-from matplotlib.ticker import MaxNLocator, NullLocator, ScalarFormatter
+from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter, NullLocator, ScalarFormatter
 
 from ..errors import ConfigurationError
 from .schedules import constant_schedule, cosine_schedule
@@ -181,6 +181,10 @@ def plot_stages(found: StageWise) -> Figure:
     third.legend(frameon=False, fontsize=8)
     for axis in (first.xaxis, second.yaxis):
         _plain_ticks(axis)
+    for axis in (second.xaxis, first.yaxis):  # labels at 1, 2, 5 only: the others overlap
+        axis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.0f}" if value < 1e5 else f"{value:.2g}"))
+        axis.set_minor_formatter(NullFormatter())
     return figure
 
 

@@ -73,7 +73,10 @@ def test_an_error_is_measured_after_the_start_of_a_curve():
     off = curve_error(found, wrong_early | {"loss": 1.05 * loss})
     assert off.error == pytest.approx(1 - 1 / 1.05) and off.inside == 0.0
     never = curve_error(found, wrong_early | {"loss": loss + 2})
-    assert never.reaches[0]["steps"] is None and never.reaches[0]["inside"] is None
+    assert not never.reaches[0]["reached"] and never.reaches[0]["steps"] == 1000.0
+    assert never.reaches[0]["error"] == pytest.approx(-0.6) and never.reaches[0]["inside"] is False
+    short = curve_error(found, {"B": 512, "seed": 0, "S": steps[:48], "loss": loss[:48]})  # ends within the interval
+    assert not short.reaches[0]["reached"] and short.reaches[0]["inside"] is None
 
 
 @pytest.mark.slow
