@@ -48,7 +48,7 @@ def main() -> None:
             raise ConfigurationError(f"--settings {setting!r} must be DOMAIN:CONTEXT, such as prose:128 or code:32.")
         found[setting] = predict_trajectory(under(config, domain, int(context)))
     folder = Path(config.output_dir)
-    record = {setting: constants(result) for setting, result in found.items()}
+    record = compare(found)
     write_json(folder / "factors.json", record)
     text = table(record)
     write_text(folder / "factors.md", f"# The constants under each setting\n\n{text}\n\n![Factors](factors.png)\n")
@@ -77,38 +77,46 @@ def under(config, domain: str, context: int):
     )  # fmt: skip
 
 
-def constants(result) -> dict:
-    """Both fits' constants, the joint ones' 90 % profile intervals, and what they mean in the middle of the runs."""
-    law, middle = result.law, sorted(row["loss"] for row in result.table)[len(result.table) // 4]
-    size = law.range_["N"][1]
-    return {
-        "joint": {name: law.params_[name] for name in CONSTANTS},
-        "interval": {name: [_finite(v) for v in law.parameter_interval(name)] for name in CONSTANTS},
-        "stage_wise": result.stages and result.stages.params,
-        "loss": middle,
-        "critical_batch": law.critical_batch_size(middle),
-        "minimum_loss": law.minimum_loss(N=size),
-        "final_loss": min(run.loss for run in result.runs if run.finished),
-        "bytes_per_token": result.data_info.get("bytes_per_token"),
-        "learning_rate": result.best.lr,
-    }
+def compare(found: dict) -> dict:
+    """Both fits' constants of every setting, and what they come to at one loss that all of them reach.
 
+    Single constants are open where others make up for them (the law says which); what they say together is not.
+    """
+    from hf_muscaling import forecast
 
-def _finite(value: float) -> float | None:
-    return float(value) if abs(value) < float("inf") else None
+    lowest = {name: min(run.loss for run in result.runs if run.finished) for name, result in found.items()}
+    level = round(1.1 * max(lowest.values()), 2)
+    record = {}
+    for name, result in found.items():
+        law = result.law
+        size, batch = law.range_["N"][1], sorted({row["B"] for row in result.table})[1]
+        reach = forecast(law, size, batch, losses=[level]).reaches[0]
+        record[name] = {
+            "constants": {c: law.params_[c] for c in CONSTANTS},
+            "stage_wise": result.stages and result.stages.params,
+            "N": size, "B": batch, "loss": level, "learning_rate": result.best.lr,
+            "steps": [reach.steps.value, reach.steps.low, reach.steps.high],
+            "critical_batch": [reach.critical_batch.value, reach.critical_batch.low, reach.critical_batch.high],
+            "final_loss": lowest[name], "bytes_per_token": result.data_info.get("bytes_per_token"),
+        }  # fmt: skip
+    return record
 
 
 def table(record: dict) -> str:
-    """The constants as a Markdown table, intervals in brackets."""
-    lines = ["| setting | " + " | ".join(CONSTANTS) + " | lowest held-out loss, nats per token (byte) |"]
-    lines.append("|" + "---|" * (len(CONSTANTS) + 2))
+    """The constants and answers as a Markdown table, 90 % intervals in brackets."""
+    first = next(iter(record.values()))
+    heads = [
+        *CONSTANTS,
+        f"B_crit at loss {first['loss']:g}, tokens",
+        f"steps to it, N = {first['N']:,.0f}",
+        "lowest loss",
+    ]
+    lines = [f"| setting | {' | '.join(heads)} |", "|" + "---|" * (len(heads) + 1)]
     for setting, row in record.items():
-        cells = []
-        for name in CONSTANTS:
-            low, high = (f"{v:.3g}" if v is not None else "∞" for v in row["interval"][name])
-            cells.append(f"{row['joint'][name]:.3g} [{low}, {high}]")
-        per_byte = f" ({row['final_loss'] / row['bytes_per_token']:.3f})" if row["bytes_per_token"] else ""
-        lines.append(f"| {setting} | " + " | ".join(cells) + f" | {row['final_loss']:.3f}{per_byte} |")
+        cells = [f"{row['constants'][name]:.3g}" for name in CONSTANTS]
+        cells += ["{:,.0f} [{:,.0f}, {:,.0f}]".format(*row[name]) for name in ("critical_batch", "steps")]
+        per_byte = f" ({row['final_loss'] / row['bytes_per_token']:.3f} a byte)" if row["bytes_per_token"] else ""
+        lines.append(f"| {setting} | {' | '.join(cells)} | {row['final_loss']:.3f}{per_byte} |")
     return "\n".join(lines)
 
 
