@@ -24,7 +24,7 @@ Panel = tuple[str, Sequence[Run], Sequence[Run], "Score"]
 
 def save(figure: Figure, path: Path) -> None:
     """Write a PNG without a software tag, small enough to be committed."""
-    figure.savefig(path, dpi=85, bbox_inches="tight", metadata={"Software": None})
+    figure.savefig(path, dpi=80, bbox_inches="tight", metadata={"Software": None})
 
 
 def laws(panels: Sequence[Panel], title: str) -> Figure:

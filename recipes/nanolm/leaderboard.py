@@ -94,7 +94,7 @@ def results_text(designs: Sequence[Mapping[str, Any]], claims: Sequence[Mapping[
         "",
         "Losses in nats per target. Bits per byte compare designs with other tokenizers on the same text, for causal "
         "models only; a masked model's loss compares with its own kind. Designs of other data, tokens or target sizes "
-        "do not compete: the columns say so.",
+        "do not compete: the columns say so. The cost ratio counts every seed of the proxies.",
         "",
         "| design | objective | layers | target width | target N | tokens | predicted | 90 % interval | actual | error "
         "| inside | bits per byte, predicted (actual) | cost ratio | data |",
