@@ -184,11 +184,12 @@ class TestLeaderboard:
         ):
             leaderboard.save_design(record, tmp_path)
         checks = {"it fits": True, "it extrapolates": False}
-        claim = {"name": "basin", "source": "Figure 5a", "statement": "S", "checks": checks, "headline": "H"}
+        claim = {"name": "basin", "source": "Figure 5a", "statement": "S", "checks": checks, "headline": "|error|"}
         write_json(tmp_path / "claims" / "basin.json", claim)
         text = leaderboard.write_results(tmp_path).read_text(encoding="utf-8")
         rows = [line.split("|")[1].strip() for line in text.splitlines() if line.startswith("| ")]
         assert rows[1:4] == ["better", "worse", "bert"]
+        assert r"| S | Figure 5a | reproduced in part | \|error\| |" in text  # a bar would end the cell
         assert "reproduced in part" in text and "it extrapolates: no" in text
 
     @pytest.mark.parametrize(

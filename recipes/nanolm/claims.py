@@ -86,7 +86,7 @@ def landscapes(benchmark: Benchmark) -> Claim:
         "landscapes", "Figure 1", "Loss landscapes over the learning rate align across widths under μP.",
         {
             "μP's best rate moves by at most a factor of 2 and lies inside the grid at every width": check.passed,
-            "that of standard parametrisation moves further": moved["sp"] > moved["mup"],
+            "standard parametrisation's best rate moves further than μP's": moved["sp"] > moved["mup"],
         },
         f"Widths {widths[0]} to {widths[-1]}: the best rate moves by a factor of {said['mup']} under μP, of "
         f"{said['sp']} without.",
@@ -112,7 +112,7 @@ def parametrization(benchmark: Benchmark) -> Claim:
         "with standard parametrisation and the same hyperparameters they do not.",
         {
             "the law errs less at the target under μP": mup.beats(sp),
-            "it fits the proxies closer under μP": mup.fits_closer(sp),
+            "the law fits the proxies closer under μP": mup.fits_closer(sp),
         },
         f"Error at {_times(twin)} the largest proxy {mup.shown} under μP, {sp.shown} without; mean residual of the "
         f"fit {_share(mup.residual)} and {_share(sp.residual)}.",
@@ -163,7 +163,7 @@ def embeddings(benchmark: Benchmark) -> Claim:
         {
             "the mean |error| at the target over the designs is smaller with embeddings": means["total"]
             < means["non_embedding"],
-            "so is the mean residual of the fit": fits["total"] < fits["non_embedding"],
+            "the mean residual of the fit is smaller with embeddings": fits["total"] < fits["non_embedding"],
         },
         f"Mean |error| over {len(rows)} designs {means['total']:.2%} with embeddings, {means['non_embedding']:.2%} "
         f"without; mean residual {fits['total']:.2%} and {fits['non_embedding']:.2%}.",
@@ -195,8 +195,10 @@ def basin(benchmark: Benchmark) -> Claim:
         "basin", "Figure 5a", "Outside the loss basin the losses of a series do not fit a law that extrapolates.",
         {
             "the law errs less at the target at the best rate than at a quarter of it": middle.beats(low),
-            "… than at four times it": middle.beats(high),
-            "it fits the proxies closer than both": middle.fits_closer(low) and middle.fits_closer(high),
+            "the law errs less at the target at the best rate than at four times it": middle.beats(high),
+            "the law fits the proxies closer at the best rate than at both others": all(
+                middle.fits_closer(other) for other in (low, high)
+            ),
         },
         f"Error at the target {middle.shown} at the best rate, {low.shown} at a quarter of it, {high.shown} at four "
         f"times it; mean residual {_share(middle.residual)}, {_share(low.residual)} and {_share(high.residual)}.",
@@ -230,8 +232,8 @@ def averaging(benchmark: Benchmark) -> Claim:
         "predict better than those of one setting.",
         {
             "the mean |error| at the target is smaller for the averages": errors["averaged"] < errors["single"],
-            "so is the mean residual of the fit": fits["averaged"] < fits["single"],
-            "a law can be fitted to them at least as often": failed["averaged"] <= failed["single"],
+            "the mean residual of the fit is smaller for the averages": fits["averaged"] < fits["single"],
+            "a law can be fitted to the averages at least as often": failed["averaged"] <= failed["single"],
         },
         f"Widths {small[0]} to {small[-1]}, rates {', '.join(f'{r:.3g}' for r in rates)}, {seeds} seeds: mean "
         f"|error| at width {config.target_width} {errors['averaged']:.2%} averaged, {errors['single']:.2%} for single "

@@ -56,7 +56,7 @@ def published() -> Claim:
         {
             "nanoLM's 32 and 64 layer series err less at their held-out largest model than either public family": worst
             < least,
-            "the relative standard deviation of b is smaller, too": firm < loose,
+            "the relative standard deviation of b is smaller for them, too, than for either": firm < loose,
         },
         f"Largest model held out: {table}.",
         {"rows": own + others, "figure_3": _with_and_without()},

@@ -117,7 +117,8 @@ def results_text(designs: Sequence[Mapping[str, Any]], claims: Sequence[Mapping[
     if claims:
         lines += ["", "## Claims", "", "| claim | in the paper | | measured |", "|---|---|---|---|"]
         for c in claims:
-            lines.append(f"| {c['statement']} | {c['source']} | {verdict(c['checks'])} | {c['headline']} |")
+            cells = (c["statement"], c["source"], verdict(c["checks"]), c["headline"])
+            lines.append("| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |")
         lines += ["", "What was asked of each, before the runs:", ""]
         told = {True: "yes", False: "no"}
         lines += [f"* {c['source']}: {'; '.join(f'{k}: {told[v]}' for k, v in c['checks'].items())}." for c in claims]
