@@ -28,7 +28,9 @@ COARSE = (-2, 0, 2)
 FINE = (-2, -1, 0, 1, 2)
 """Rates around the lowest of these, which every seed trains."""
 EXTENSIONS = 6
-"""How often a cell's grid is extended towards a minimum at its edge, an octave each time."""
+"""How often a cell's grid is extended by an octave on a side where the loss has not risen yet."""
+RISE = 0.03
+"""Share of the loss by which it must rise on both sides of the minimum; what `LearningRateLaw` fits."""
 
 
 @dataclass(frozen=True)
@@ -114,11 +116,11 @@ class HorizonSweep:
         for extension in range(EXTENSIONS + 1):
             self.train((cell, self.rate(k), 0) for cell in cells for k in grid[cell])
             best = {cell: self._lowest(cell, grid[cell]) for cell in cells}
-            edges = {c: k for c, k in best.items() if k in (grid[c][0], grid[c][-1])}
-            if not edges or extension == EXTENSIONS:
+            open_ends = {c: self._open_ends(c, grid[c]) for c in cells}
+            if extension == EXTENSIONS or not any(open_ends.values()):
                 break
-            for cell, k in edges.items():
-                grid[cell] = [k - 2, *grid[cell]] if k == grid[cell][0] else [*grid[cell], k + 2]
+            for cell, ends in open_ends.items():
+                grid[cell] = sorted([*grid[cell], *ends])
         if all(self.loss(c, self.rate(k)) == math.inf for c, k in best.items()):
             raise TrainingError(
                 f"Every run of the sweep diverged (rates around {self.middle:g}): lower --learning_rates or lengthen "
@@ -128,8 +130,19 @@ class HorizonSweep:
         self.train((c, self.rate(k + step), seed) for c, k in best.items() for step in FINE for seed in seeds)
         return list(self.runs.values())
 
-    def _lowest(self, cell: Cell, grid: Sequence[int]) -> int:
-        return min(grid, key=lambda k: self.loss(cell, self.rate(k)))
+    def seeds(self, cell: Cell) -> range:
+        """Return the seeds of a cell: more for shorter runs, which are noisier and cost less, up to twice as many."""
+        shorter = self.longest / cell.sequences
+        return range(round(self.config.seeds * min(math.sqrt(max(shorter, 1.0)), 2.0)))
+
+    def _open_ends(self, cell: Cell, grid: Sequence[int]) -> list[int]:
+        """Return the next rates where the landscape does not rise by `RISE` yet: its minimum is seen from its sides."""
+        high = min(self.loss(cell, self.rate(k)) for k in grid) * (1 + RISE)
+        ends = [(grid[0], grid[0] - 2), (grid[-1], grid[-1] + 2)]
+        return [following for k, following in ends if self.loss(cell, self.rate(k)) < high]
+
+    def _lowest(self, cell: Cell, grid: Sequence[int], seeds: Sequence[int] = (0,)) -> int:
+        return min(grid, key=lambda k: self.loss(cell, self.rate(k), seeds))
 
     def _arguments(self, cell: Cell) -> Any:
         args = copy.deepcopy(self.args)

@@ -1,6 +1,6 @@
 """How should the learning rate at base width move with the token horizon and the batch size? Measured, not assumed.
 
-    accelerate launch recipes/horizon.py           # 4 horizons × 3 batch sizes on the embedded corpus
+    accelerate launch recipes/horizon.py           # 4 horizons × 2 batch sizes on the embedded corpus
     accelerate launch recipes/run_series.py --learning_rate_law runs/horizon/law.json --learning_rates 8e-3
 
 Trains a lattice of rates at base width in every cell, follows each minimum, fits lr*(D, B) = lr0·(D/D0)^-gamma·
@@ -19,7 +19,7 @@ from hf_muscaling.cli import guarded
 
 DEFAULTS = [
     *("--output_dir", "runs/horizon", "--batch_size", "16", "--learning_rates", "0.016", "--warmup_steps", "120"),
-    *("--heldout_tokens", "131072", "--checkpoint_steps", "4000"),
+    *("--heldout_tokens", "32768", "--checkpoint_steps", "4000"),
 ]
 
 
@@ -40,7 +40,7 @@ def main() -> None:
 
     own = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     own.add_argument("--horizons", type=int, nargs="+", default=[100, 200, 400, 800])
-    own.add_argument("--batch_factors", type=float, nargs="+", default=[0.25, 1.0, 4.0])
+    own.add_argument("--batch_factors", type=float, nargs="+", default=[1.0, 4.0])
     given, rest = own.parse_known_args(sys.argv[1:])
     text = f"{__doc__}\nBesides: --horizons STEPS … (at the base batch size), --batch_factors TIMES …"
     config, _ = parse_experiment([*DEFAULTS, *rest], text)

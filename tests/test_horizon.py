@@ -147,7 +147,7 @@ def test_the_recipe_writes_table_law_and_plots(tmp_path, monkeypatch, capsys):
 
     monkeypatch.setattr("hf_muscaling.horizon.HorizonSweep", MadeUp)
     config = tiny_experiment(tmp_path, learning_rates=[0.04], steps=32, seeds=2)
-    assert run_recipe(monkeypatch, config, "--horizons", "100", "200", "400") == 0
+    assert run_recipe(monkeypatch, config, "--horizons", "100", "200", "400", "--batch_factors", "0.25", "1", "4") == 0
     folder, out = Path(config.output_dir), capsys.readouterr().out
     assert out.count("Held out") == 3 and "gamma" in out
     written = {"runs.csv", "law.json", "horizon.json", "horizon.png", "landscapes.png"}

@@ -72,10 +72,11 @@ class LearningRateLaw:
 
     D is the token horizon (tokens of the whole run, whose schedule ends there), B the batch size (tokens per optimizer
     step), D0 and B0 the geometric means of those fitted. First stage: in every cell (D, B) a quadratic in log lr around
-    the lowest loss, with one skew that all cells share; a cell whose lowest loss lies at the end of its rates, or whose
-    curve is not surely convex, has no optimum and is left out. Second stage: log lr* over log D and log B, each cell
-    weighted by its standard error and by a scatter about the law that all share (random-effects regression: the scatter
-    by Paule and Mandel's equation, the standard errors after Knapp and Hartung), with t intervals.
+    the lowest loss (rates up to 3 % above it), with one skew that all cells share; a cell whose lowest loss lies at the
+    end of its rates, or whose curve is not surely convex, has no optimum and is left out. Second stage: log lr* over
+    log D and log B, each cell weighted by its standard error and by a scatter about the law that all share
+    (random-effects regression: the scatter by Paule and Mandel's equation, the standard errors after Knapp and
+    Hartung), with t intervals.
 
     `gamma` and `delta` are estimated unless given. Given a number they are fixed: `delta=0.5` is the square-root rule
     for Adam (Malladi et al. 2022), which needs no runs at several batch sizes. An exponent that is neither given nor
@@ -146,17 +147,15 @@ class LearningRateLaw:
             )
         inner = [k for k, one in enumerate(landscapes) if not edge(one)]
         windows = [Window(landscapes[k]) for k in inner]
-        skew, doubt = common_skew(windows)
+        log_D = np.log([float(np.median(columns["D"][usable[k]])) for k in inner])
+        skew, doubt = common_skew(windows, log_D)
         curves = [window.quadratic(skew) for window in windows]
         found = dict(zip(inner, curves, strict=True))
-        dof = sum(q.dof for q in curves) - (doubt > 0)
-        noise = math.sqrt(sum(q.rss / q.loss**2 for q in curves) / max(dof, 1)) + LEAST_NOISE
-        if found and dof < 1:
-            raise FitError(
-                "Not identified: three rates a cell and one seed leave nothing to tell the noise from. Add rates or "
-                "seeds."
-            )
-        self.noise_ = noise
+        noise, dof = noise_of(curves, log_D)
+        if found and not any(q.dof for q in curves):
+            raise FitError(few)
+        known = {k: (float(s), float(d)) for k, s, d in zip(inner, noise, dof, strict=True)}
+        self.noise_ = float(np.median(noise)) if inner else math.nan
         self.cells_ = [
             optimum_of(columns, rows, one, found.get(k), noise, dof)
             for k, (rows, one) in enumerate(zip(usable, landscapes, strict=True))

@@ -7,9 +7,10 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 from matplotlib.figure import Figure
-from matplotlib.ticker import NullFormatter, NullLocator
+from matplotlib.ticker import NullLocator
 
 from ..errors import ConfigurationError
+from .optimum import RISE
 from .plots import COLOURS, _axes
 
 if TYPE_CHECKING:
@@ -56,7 +57,8 @@ def _fit(law: LearningRateLaw, level: float, reach: float) -> Figure:
     axes.set(xscale="log", yscale="log", xlabel="D, token horizon", ylabel="best learning rate at base width")
     exponents = ", ".join(f"{n} = {law.params_[n]:.2f}" for n in ("gamma", "delta") if n in law.params_)
     axes.set_title(f"{law.equation}   ({exponents})", fontsize=10)
-    axes.yaxis.set_minor_formatter(NullFormatter())
+    axes.yaxis.set_major_formatter(lambda value, _: f"{value:.2g}")
+    axes.yaxis.set_minor_formatter(lambda value, _: f"{value:.2g}" if f"{value:.0e}"[0] in "25" else "")
     axes.legend(frameon=False, fontsize=8)
     return figure
 
@@ -75,14 +77,18 @@ def _landscapes(law: LearningRateLaw) -> Figure:
             rates, index = np.unique(data["lr"][own], return_inverse=True)
             means = np.bincount(index, data["loss"][own]) / np.bincount(index)
             rise = 100 * (means / means.min() - 1)
-            top = max(top, float(np.sort(rise)[min(4, len(rise) - 1)]))
+            top = max(top, float(np.sort(rise)[min(4, len(rise) - 1)]))  # what breaks down is out of the picture
             axes.plot(rates, rise, "o-", ms=3, lw=1.2, color=colour, label=f"D = {cell.D:,.0f}")
             if cell.lr is not None:
                 axes.axvline(cell.lr, color=colour, lw=1, ls=":")
         axes.set(xscale="log", xlabel="learning rate at base width", title=f"B = {batch:,.0f} tokens per step")
         axes.grid(alpha=0.25)
         axes.xaxis.set_minor_locator(NullLocator())
+        ends = np.log2(data["lr"].min()), np.log2(data["lr"].max())
+        ticks = data["lr"].min() * 2.0 ** np.arange(0, ends[1] - ends[0] + 0.1, 2 if ends[1] - ends[0] > 4 else 1)
+        axes.set_xticks(ticks, [f"{tick:.2g}" for tick in ticks])
     panels[0].set_ylabel("loss above the lowest, %")
-    panels[0].set_ylim(-0.05 * top, 1.3 * max(top, 0.1))
+    top = min(max(top, 0.1), 200 * RISE)
+    panels[0].set_ylim(-0.05 * top, 1.1 * top)
     panels[0].legend(frameon=False, fontsize=8, title="dotted: optimum", title_fontsize=8)
     return figure

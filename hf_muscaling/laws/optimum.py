@@ -12,12 +12,14 @@ from dataclasses import dataclass
 
 import numpy as np
 from scipy.optimize import minimize_scalar
+from scipy.special import digamma
+from scipy.stats import rankdata
 from scipy.stats import t as student
 
 from .selection import Columns
 
 ALIKE = 0.02  #: horizons and batch sizes closer than this, in logs, are one
-NEAR = 2.05  #: rates within this factor of the lowest loss are fitted: the landscape is steeper above than below
+RISE = 0.03  #: of the loss: rates that lie higher above the lowest are not fitted
 SURE = 0.95  #: confidence with which a minimum must be one: the curvature is positive
 STEEPEST = 0.4  #: bound of the skew, so that a curve has one minimum among the rates fitted
 SHUFFLES = 999
@@ -90,7 +92,8 @@ def edge(landscape: Landscape) -> str:
 
 
 class Window:
-    """The rates of a landscape within `NEAR` of its lowest mean loss, two on either side at least.
+    """The rates of a landscape around its lowest mean loss: on either side all up to the first whose loss lies more
+    than `RISE` above it, and one at least. Beyond, training breaks down, which no quadratic describes.
 
     Holds the products of u, u², u³ and the loss, each less its seed's mean: seeds may differ by a constant. Make one
     only where the lowest loss has a neighbour on either side.
@@ -99,8 +102,8 @@ class Window:
     def __init__(self, landscape: Landscape):
         rates, means = landscape.means()
         best = int(np.argmin(means))
-        low = min(rates[best] - np.log(NEAR), rates[max(best - 2, 0)])
-        high = max(rates[best] + np.log(NEAR), rates[min(best + 2, len(rates) - 1)])
+        first, last = _reach(means[: best + 1][::-1]), _reach(means[best:])
+        low, high = rates[best - first], rates[best + last]
         keep = (landscape.log_lr >= low - 1e-6) & (landscape.log_lr <= high + 1e-6)
         u = landscape.log_lr[keep] - rates[best]
         seeds = np.unique(landscape.seed[keep], return_inverse=True)[1]
@@ -123,12 +126,22 @@ class Window:
         return Quadratic(self.centre, slope, curve, skew, inverse, rss, self.dof, self.reach, self.loss)
 
 
-def common_skew(windows: Sequence[Window]) -> tuple[float, float]:
+def _reach(means: np.ndarray) -> int:
+    """How many rates on one side of the lowest loss, which comes first, are fitted."""
+    high = np.flatnonzero(means > means[0] * (1 + RISE))
+    return max(int(high[0]) - 1, 1) if len(high) else len(means) - 1
+
+
+def common_skew(windows: Sequence[Window], log_D: np.ndarray) -> tuple[float, float]:
     """Return the skew that all landscapes share and its standard error (0 where too few runs tell it).
 
     Losses rise faster above the best rate than below it, so that quadratics put every minimum too low, by the same
     factor; one skew for all takes that away at the price of one degree of freedom.
     """
+
+    if sum(window.dof for window in windows) < 2:
+        return 0.0, 0.0
+    noise, _ = noise_of([window.quadratic() for window in windows], log_D)
 
     def rest(skew: float) -> float:
         return sum(q.rss / q.loss**2 for q in (window.quadratic(skew) for window in windows))
@@ -143,49 +156,52 @@ def common_skew(windows: Sequence[Window]) -> tuple[float, float]:
     return best, min(error, STEEPEST)
 
 
+def noise_of(curves: Sequence[Quadratic], log_D: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Return every cell's noise of one run (a share of its loss) and the degrees of freedom it is known with.
+
+    Short runs are noisier: the typical log variance is a line in log D through all cells, and each cell's own is drawn
+    to it as if that were `PRIOR` more observations (the moderated variance of Smyth 2004, at a fixed weight).
+    """
+    dof = np.array([q.dof for q in curves], float)
+    known = dof > 0
+    if not known.any():
+        return np.full(len(curves), LEAST_NOISE), dof
+    variance = np.array([q.rss / q.loss**2 for q in curves]) / np.maximum(dof, 1) + LEAST_NOISE**2
+    half = dof[known] / 2
+    level = np.log(variance[known]) - digamma(half) + np.log(half)
+    slope = 0.0
+    if known.sum() > 3 and np.ptp(log_D[known]) > ALIKE:
+        slope = float(np.polyfit(log_D[known], level, 1, w=np.sqrt(half))[0])
+    away = log_D - np.average(log_D[known], weights=half)
+    typical = np.exp(np.average(level, weights=half) + slope * away)
+    return np.sqrt((PRIOR * typical + dof * variance) / (PRIOR + dof)), dof + PRIOR
+
+
 def dependence(landscapes: Sequence[Landscape]) -> float:
     """Return the probability of so much dependence on the rate by chance: losses shuffled within each cell and seed.
 
-    The statistic is the share of the variance within cells and seeds that the rates explain, over all cells. Small
-    values say that the loss depends on the rate; a flat table gives any value with equal probability.
+    The statistic is how much a quadratic in log rate explains of the ranks of the losses, summed over cells, where the
+    seeds of a cell must agree on it: ranks, because short runs are noisier and rates that are far too large give losses
+    of any size. Small values say that the loss depends on the rate; a flat table gives any value with equal
+    probability.
     """
     rng = np.random.default_rng(0)
-    groups, levels, losses, start = [], [], [], [0, 0]
-    for one in landscapes:
-        index = np.unique(np.round(one.log_lr, 6), return_inverse=True)[1]
-        block = np.unique(one.seed, return_inverse=True)[1]
-        levels.append(index + start[0])
-        groups.append(block + start[1])
-        start = [start[0] + index.max() + 1, start[1] + block.max() + 1]
-        losses.append(one.loss / one.loss.mean())
-    level, group, loss = map(np.concatenate, (levels, groups, losses))
-    loss = loss - (np.bincount(group, loss) / np.bincount(group))[group]
-    order = np.argsort(group, kind="stable")
-    level, group, loss = level[order], group[order], loss[order]
-    # with one seed a rate has one loss, and what it explains is everything: then ask how smooth it is instead
-    if len(np.unique(level)) == len(level):
-        return _smoothness(landscapes, rng)
-    counts = np.bincount(level)
-
-    def explained(values: np.ndarray) -> float:
-        return float((np.bincount(level, values) ** 2 / counts).sum())
-
-    own = explained(loss)
-    keys = group + rng.random((SHUFFLES, len(loss)))
-    shuffled = [explained(loss[np.argsort(row, kind="stable")]) for row in keys]
-    return (1 + sum(value >= own for value in shuffled)) / (1 + SHUFFLES)
-
-
-def _smoothness(landscapes: Sequence[Landscape], rng: np.random.Generator) -> float:
-    """The same with one run a rate: how much of each landscape a quadratic in log rate explains."""
     own, shuffled = 0.0, np.zeros(SHUFFLES)
     for one in landscapes:
-        u = one.log_lr - one.log_lr.mean()
-        design = np.linalg.qr(np.column_stack([np.ones_like(u), u, u * u]))[0][:, 1:]
-        loss = (one.loss - one.loss.mean()) / max(float(one.loss.std()), 1e-300)
-        own += float(((design.T @ loss) ** 2).sum())
-        orders = np.argsort(rng.random((SHUFFLES, len(loss))), axis=1)
-        shuffled += ((loss[orders] @ design) ** 2).sum(1)
+        seeds = [one.seed == name for name in np.unique(one.seed)]
+        seeds = [rows for rows in seeds if len(np.unique(np.round(one.log_lr[rows], 6))) > 3]  # three tell nothing
+        real, others = np.zeros(2), np.zeros((SHUFFLES, 2))
+        for rows in seeds:
+            u = one.log_lr[rows] - one.log_lr.mean()
+            basis = np.linalg.qr(np.column_stack([np.ones_like(u), u, u * u]))
+            design = (basis[0] * np.sign(np.diag(basis[1])))[:, 1:]
+            ranks = rankdata(one.loss[rows]) - (len(u) + 1) / 2
+            ranks /= np.sqrt((ranks**2).sum()) or 1.0
+            real += ranks @ design
+            others += ranks[np.argsort(rng.random((SHUFFLES, len(u))), axis=1)] @ design
+        if seeds:
+            own += float((real**2).sum()) / len(seeds)
+            shuffled += (others**2).sum(1) / len(seeds)
     return float((1 + (shuffled >= own - 1e-12).sum()) / (1 + SHUFFLES))
 
 

@@ -65,7 +65,7 @@ def test_a_common_skew_takes_the_bias_away():
     truth = sorted({np.log(best(r["D"], r["B"])) for r in rows})
     windows = [Window(one) for one in lands]
     plain = sorted(window.quadratic().minimum for window in windows)
-    skewed = sorted(window.quadratic(common_skew(windows)[0]).minimum for window in windows)
+    skewed = sorted(window.quadratic(common_skew(windows, np.zeros(12))[0]).minimum for window in windows)
     assert np.mean(np.subtract(plain, truth)) < -0.03
     assert abs(np.mean(np.subtract(skewed, truth))) < 0.5 * abs(np.mean(np.subtract(plain, truth)))
 
