@@ -32,6 +32,9 @@ EXTENSIONS = 6
 RISE = 0.03
 """Share of the loss by which it must rise on both sides of the minimum; what `LearningRateLaw` fits."""
 
+REFINEMENTS = 3
+"""How often the rates of all seeds are trained, where their lowest mean loss turns out to lie at an end."""
+
 
 @dataclass(frozen=True)
 class Cell:
@@ -80,6 +83,7 @@ class HorizonSweep:
         self.config, self.setup, self.workers, self.progress = config, setup, workers, progress
         rates = sorted(config.learning_rates)
         self.middle = rates[len(rates) // 2]
+        self.longest = config.steps * config.batch_size
         self.args = config.training_arguments()
         self.base = setup.base.at_width(config.base_width)
         self.runs: dict[tuple[Cell, float, int], Run] = {}
@@ -126,8 +130,16 @@ class HorizonSweep:
                 f"Every run of the sweep diverged (rates around {self.middle:g}): lower --learning_rates or lengthen "
                 "the warm-up; the records are kept."
             )
-        seeds = range(self.config.seeds)
-        self.train((c, self.rate(k + step), seed) for c, k in best.items() for step in FINE for seed in seeds)
+        around = {cell: [k + step for step in FINE] for cell, k in best.items()}
+        for _ in range(REFINEMENTS):
+            self.train((c, self.rate(k), seed) for c, near in around.items() for k in near for seed in self.seeds(c))
+            edges = {c: self._lowest(c, near, self.seeds(c)) for c, near in around.items()}
+            edges = {c: k for c, k in edges.items() if k in (around[c][0], around[c][-1])}
+            if not edges:
+                break
+            for cell, k in edges.items():  # the one seed that chose the place was wrong
+                near = around[cell]
+                around[cell] = [k - 2, k - 1, *near] if k == near[0] else [*near, k + 1, k + 2]
         return list(self.runs.values())
 
     def seeds(self, cell: Cell) -> range:

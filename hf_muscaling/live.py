@@ -174,7 +174,7 @@ class TrackioSink:
 
     def log(self, run: str, values: dict[str, float], tokens: int) -> None:
         """Write values at a step that is the number of tokens."""
-        self._run(run).log({**values, "tokens": tokens}, step=tokens)
+        self._run(run).log(values, step=tokens)
 
     def close(self) -> None:
         """Finish every run."""

@@ -324,6 +324,7 @@ def run_sweep(config: ExperimentConfig, options: SweepOptions | None = None, pro
     require_optuna()
     from hf_muscaling.configuration import launched_processes
     from hf_muscaling.folders import writable_folder
+    from hf_muscaling.horizon import centred_rates
 
     options = options or SweepOptions()
     if launched_processes() > 1:
@@ -331,6 +332,7 @@ def run_sweep(config: ExperimentConfig, options: SweepOptions | None = None, pro
             "A trial of a sweep trains in one process: start several workers (the same command, as often as you like, "
             "or a SLURM array) instead of one launcher with several processes."
         )
+    config = replace(centred_rates(config), learning_rate_law=None)  # best.yaml's rate is not to be moved again
     config.base_config()
     folder = writable_folder(config.output_dir)
     study = Study(config, options, folder)

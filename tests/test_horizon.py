@@ -28,7 +28,8 @@ class Landscapes(HorizonSweep):
 
     def __init__(self, config, best, diverges=math.inf):
         self.config, self.best, self.diverges = config, best, diverges
-        self.middle, self.runs, self.trained = config.learning_rates[0], {}, []
+        self.middle, self.longest = config.learning_rates[0], 6400
+        self.runs, self.trained = {}, []
 
     def train(self, wanted):
         for cell, rate, seed in dict.fromkeys(wanted):
@@ -81,6 +82,14 @@ def test_the_sweep_finds_the_minima_from_a_wrong_start(config, middle):
         assert abs(found.predicted_loss - found.optimum_loss) < 0.01
 
 
+def test_short_horizons_get_more_seeds(config):
+    sweep = Landscapes(config, best_rate)
+    assert [len(sweep.seeds(Cell(total // 8, 8))) for total in (800, 1600, 3200, 6400)] == [4, 4, 3, 2]
+    sweep.search(CELLS)
+    trained = {(cell.sequences, seed) for cell, _, seed in sweep.trained}
+    assert (800, 3) in trained and (6400, 1) in trained and (6400, 2) not in trained
+
+
 def test_diverged_rates_are_no_minimum(config):
     sweep = Landscapes(config, best_rate, diverges=0.06)
     rows = table_of(sweep.search(CELLS[:3]))
@@ -112,6 +121,28 @@ def test_a_law_moves_the_grid_and_keeps_its_shape(config, law):
     path.write_text(json.dumps({"format": "something else"}))
     with pytest.raises(RecordError, match="format"):
         centred_rates(config)
+
+
+def test_a_search_starts_around_the_law_too(config, law, monkeypatch):
+    """And what it finds, best.yaml, is not moved again by the experiment that takes it."""
+    pytest.importorskip("optuna")
+    from hf_muscaling.sweep import run_sweep
+
+    class Seen(Exception):
+        pass
+
+    def study(config, options, folder):
+        raise Seen(config.learning_rates, config.learning_rate_law)
+
+    monkeypatch.setattr("hf_muscaling.sweep.Study", study)
+    config.learning_rates, config.learning_rate_law = [0.004, 0.008, 0.016], str(law[1])
+    with pytest.raises(Seen) as seen:
+        run_sweep(config)
+    assert seen.value.args == (centred_rates(config).learning_rates, None) and seen.value.args[0] != [
+        0.004,
+        0.008,
+        0.016,
+    ]
 
 
 @pytest.mark.slow

@@ -165,7 +165,7 @@ def test_trackio_gets_a_run_a_width_that_stay_open(monkeypatch, capsys):
     for width in (32, 64, 32):
         sink.log(f"width {width}", {"loss/seed 0": 4.0}, 640)
     assert sorted(runs) == [SERIES, "width 32", "width 64"] and all(run.open for run in runs.values())
-    assert runs["width 32"].rows == [(640, {"loss/seed 0": 4.0, "tokens": 640})] * 2
+    assert runs["width 32"].rows == [(640, {"loss/seed 0": 4.0})] * 2
     sink.close()
     assert not any(run.open for run in runs.values()) and "Created" not in capsys.readouterr().out
 

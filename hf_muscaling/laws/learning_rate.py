@@ -26,6 +26,7 @@ from .optimum import (
     dependence,
     edge,
     landscape_of,
+    noise_of,
     one_row_a_run,
     optimum_of,
 )
@@ -35,7 +36,6 @@ from .table import _columns, read_table
 FORMAT, FORMAT_VERSION = "hf_muscaling.learning_rate_law", 1
 _KEYS = ("format", "format_version", "equation", "settings", "units", "params", "rows")
 BEYOND = 1.05  #: times outside the fitted horizons or batch sizes past which `predict` warns
-LEAST_NOISE = 1e-9  #: of a loss, so that noiseless tables can be fitted
 
 
 @dataclass(frozen=True)
@@ -138,6 +138,11 @@ class LearningRateLaw:
                 "recipes/horizon.py does."
             )
         landscapes = [landscape_of(columns, rows) for rows in usable]
+        few = (
+            "Not identified: three rates a cell and one seed leave nothing to tell the noise from. Add rates or seeds."
+        )
+        if all(len(one.loss) < 4 for one in landscapes):
+            raise FitError(few)
         self.chance_ = dependence(landscapes)
         if self.chance_ > SHARE:
             raise FitError(
@@ -157,7 +162,7 @@ class LearningRateLaw:
         known = {k: (float(s), float(d)) for k, s, d in zip(inner, noise, dof, strict=True)}
         self.noise_ = float(np.median(noise)) if inner else math.nan
         self.cells_ = [
-            optimum_of(columns, rows, one, found.get(k), noise, dof)
+            optimum_of(columns, rows, one, found.get(k), *known.get(k, (math.inf, 1.0)))
             for k, (rows, one) in enumerate(zip(usable, landscapes, strict=True))
         ]
         self._columns = columns
@@ -252,7 +257,8 @@ class LearningRateLaw:
                 lines.append(f"  {name} is unknown: the runs all have one {letter}")
         lines += [
             f"  scatter of the optima about the law: a factor of {math.exp(self.scatter_):.3g}",
-            f"  noise of one run's loss {100 * self.noise_:.2g} %; a rate off by 2 costs {100 * self.penalty(2):.2g} %",
+            f"  noise of one run's loss, at the median cell, {100 * self.noise_:.2g} %; a rate off by 2 costs "
+            f"{100 * self.penalty(2):.2g} %",
             f"  {len(self._columns['loss'])} runs; the loss depends on the rate (chance {self.chance_:.3f})",
         ]
         for c in self.cells_:

@@ -21,6 +21,8 @@ from .selection import Columns
 ALIKE = 0.02  #: horizons and batch sizes closer than this, in logs, are one
 RISE = 0.03  #: of the loss: rates that lie higher above the lowest are not fitted
 SURE = 0.95  #: confidence with which a minimum must be one: the curvature is positive
+PRIOR = 6.0  #: observations that the typical noise of all cells counts in each
+LEAST_NOISE = 1e-9  #: of a loss, so that noiseless tables can be fitted
 STEEPEST = 0.4  #: bound of the skew, so that a curve has one minimum among the rates fitted
 SHUFFLES = 999
 SHARE = 0.01  #: of the shuffled tables at most may show as much dependence on the rate
@@ -35,9 +37,12 @@ class Landscape:
     seed: np.ndarray
 
     def means(self) -> tuple[np.ndarray, np.ndarray]:
-        """Return the distinct rates and the mean loss at each."""
+        """Return the distinct rates and the mean loss at each, as if every seed had trained them all."""
         rates, index = np.unique(np.round(self.log_lr, 6), return_inverse=True)
-        return rates, np.bincount(index, self.loss) / np.bincount(index)
+        seeds = np.unique(self.seed, return_inverse=True)[1]
+        design = np.column_stack([np.eye(len(rates))[index], np.eye(seeds.max() + 1)[seeds][:, 1:]])
+        found = np.linalg.lstsq(design, self.loss - self.loss.mean(), rcond=None)[0]
+        return rates, self.loss.mean() + found[: len(rates)] + found[len(rates) :].sum() / (seeds.max() + 1)
 
 
 @dataclass(frozen=True)
@@ -144,15 +149,14 @@ def common_skew(windows: Sequence[Window], log_D: np.ndarray) -> tuple[float, fl
     noise, _ = noise_of([window.quadratic() for window in windows], log_D)
 
     def rest(skew: float) -> float:
-        return sum(q.rss / q.loss**2 for q in (window.quadratic(skew) for window in windows))
+        """Squares left, in units of each cell's variance."""
+        curves = [window.quadratic(skew) for window in windows]
+        return float(sum(q.rss / (q.loss * own) ** 2 for q, own in zip(curves, noise, strict=True)))
 
-    dof = sum(window.dof for window in windows)
-    if dof < 2:
-        return 0.0, 0.0
     found = minimize_scalar(rest, bounds=(-STEEPEST, STEEPEST), method="bounded", options={"xatol": 1e-6})
     best, step = float(found.x), 0.02
     bend = (rest(best + step) - 2 * rest(best) + rest(best - step)) / step**2
-    error = float(np.sqrt(2 * rest(best) / (dof - 1) / bend)) if bend > 0 else STEEPEST
+    error = float(np.sqrt(2 / bend)) if bend > 0 else STEEPEST
     return best, min(error, STEEPEST)
 
 
@@ -223,7 +227,7 @@ class Optimum:
 
 
 def optimum_of(
-    columns: Columns, rows: np.ndarray, one: Landscape, fit: Quadratic | None, noise: float, dof: int
+    columns: Columns, rows: np.ndarray, one: Landscape, fit: Quadratic | None, noise: float, dof: float
 ) -> Optimum:
     """The optimum of the cell of some rows, or why it has none; `noise` is a share of the loss."""
     D, B = (float(np.median(columns[name][rows])) for name in ("D", "B"))

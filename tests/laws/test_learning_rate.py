@@ -18,10 +18,12 @@ def best(D, B):
 
 
 def sweep(
-    seed=0, noise=0.003, curve=0.03, skew=0.01, seeds=2, scatter=0.0, Ds=(1e5, 2e5, 4e5, 8e5), Bs=(256, 1024, 4096),
-    lattice=(-4, -2, -1, 0, 1, 2, 4), shift=0,
+    seed=0, noise=0.003, curve=0.03, skew=0.01, seeds=2, scatter=0.0, short=1.0, Ds=(1e5, 2e5, 4e5, 8e5),
+    Bs=(256, 1024, 4096), lattice=(-4, -2, -1, 0, 1, 2, 4), shift=0,
 ):  # fmt: skip
-    """Runs around each cell's best rate, with noise a run, a seed's own offset, and a steeper side above."""
+    """Runs around each cell's best rate: noise a run (`short` times that at the shortest horizon), an offset a seed,
+    and a side above that is steeper.
+    """
     rng = np.random.default_rng(seed)
     rows = []
     for D in Ds:
@@ -33,7 +35,8 @@ def sweep(
                 for k in lattice:
                     lr = start * 2 ** (k / 2)
                     u = np.log(lr / there)
-                    loss = 4 * (1 + curve * u**2 + skew * max(u, 0) ** 3 + offset + noise * rng.normal())
+                    own = noise * (short if D < 2e5 else 1.0) * rng.normal()
+                    loss = 4 * (1 + curve * u**2 + skew * max(u, 0) ** 3 + offset + own)
                     rows.append({"D": D, "B": B, "lr": lr, "loss": loss, "seed": s, "run_id": f"{len(rows)}"})
     return rows
 
@@ -71,7 +74,9 @@ def test_a_common_skew_takes_the_bias_away():
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("settings", [{}, {"noise": 0.006}, {"scatter": 0.15}, {"curve": 0.006, "skew": 0.002}])
+@pytest.mark.parametrize(
+    "settings", [{}, {"noise": 0.006}, {"scatter": 0.15}, {"curve": 0.012, "skew": 0.004}, {"short": 4.0}]
+)
 def test_the_intervals_hold_what_they_say(settings):
     inside, repeats = np.zeros(3), 20
     for seed in range(repeats):
@@ -179,6 +184,11 @@ def test_json_round_trip_and_refusals(tmp_path):
         (lambda rows: [r | {"loss": float("nan")} for r in rows], FitError, "loss"),
         (lambda rows: [{k: v for k, v in r.items() if k != "B"} for r in rows], FitError, "'B'"),
         (lambda rows: [r for r in rows if r["lr"] > 0.02], FitError, "three learning rates|[Nn]ot identified"),
+        (
+            lambda rows: [r for r in rows if 0.8 < r["lr"] / best(r["D"], r["B"]) < 3 and not r["seed"]],
+            FitError,
+            "nothing",
+        ),
         (lambda rows: [], FitError, "no rows|'lr'"),
     ],
 )
