@@ -63,9 +63,11 @@ def test_save_and_load(request, name, tied, tmp_path):
     tokens[:, -1] = 1
     with torch.no_grad():
         first, second = model(tokens), again(tokens)
+    stored = again.state_dict()
+    assert all(torch.equal(value, stored[name]) for name, value in model.state_dict().items())
     for a, b in zip(first.to_tuple(), second.to_tuple(), strict=True):
-        if isinstance(a, torch.Tensor):
-            assert torch.equal(a, b)
+        if isinstance(a, torch.Tensor):  # loaded weights lie elsewhere in memory, which may turn the last bit of a sum
+            torch.testing.assert_close(a, b, rtol=0, atol=1e-7)
 
 
 def test_auto_classes(request):
