@@ -124,6 +124,7 @@ def plot(found: dict):
     """Critical batch size over loss, and the curves over steps at a middling batch size, a colour a setting."""
     import numpy as np
     from matplotlib.figure import Figure
+    from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
     figure = Figure(figsize=(10.4, 4.2), layout="constrained")
     left, right = figure.subplots(1, 2)
@@ -147,6 +148,10 @@ def plot(found: dict):
     right.set(
         xscale="log", xlabel="S, optimizer steps", ylabel="loss, nats per token", title="largest size; line: joint fit"
     )
+    for axis in (left.yaxis, right.xaxis):
+        axis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.0f}"))
+        axis.set_minor_formatter(NullFormatter())
     for axes in (left, right):
         axes.grid(alpha=0.25, which="both")
         axes.legend(frameon=False, fontsize=8)
