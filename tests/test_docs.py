@@ -203,3 +203,27 @@ def test_a_page_that_is_none_is_refused(capsys):
     assert "no page 'indx'" in capsys.readouterr().err
     with pytest.raises(MuScalingError):
         read_page("../errors")
+
+
+# --- the API reference --------------------------------------------------------------------------------------------
+
+
+def test_the_reference_is_up_to_date():
+    from hf_muscaling.docs.reference import reference
+
+    assert read_page("reference") == reference(), "run `python -m hf_muscaling.docs.reference`"
+
+
+def test_every_public_name_is_in_the_reference():
+    import hf_muscaling
+
+    listed = set(re.findall(r"^### `(\w+)`$", read_page("reference"), re.MULTILINE))
+    assert listed == set(hf_muscaling.__all__) - {"__version__"}
+
+
+def test_the_index_lists_every_page_and_the_readme_the_features():
+    linked = set(re.findall(r"\]\((\w[\w-]*)\.md\)", read_page("index")))
+    assert linked == set(pages()) - {"index"}
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    missing = [name for name in pages() if f"hf_muscaling/docs/{name}.md" not in readme and name != "reference"]
+    assert missing == []
