@@ -67,7 +67,8 @@ def test_two_designs_are_compared_and_verified(tmp_path, monkeypatch, capsys):
     assert (folder / "comparison.png").read_bytes() == before
 
 
-def test_bad_input_is_a_paragraph_and_status_2(tmp_path, capsys):
+def test_bad_input_is_a_paragraph_and_status_2(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
     files = []
     for name, steps in (("a", 30), ("b", 40)):
         config = tiny_experiment(tmp_path, steps=steps)
