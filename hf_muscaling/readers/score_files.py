@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +17,22 @@ from .scores import CHECKPOINT, Score, ScoreTable
 METRICS = ("acc_norm", "acc", "accuracy", "exact_match", "f1", "pass@1", "score")
 """Metrics in the order in which they are preferred when none is named."""
 _FILES = ("results*.json", "result-*.json", "*_results.json")
+_NO_METRICS = ("alias", "sample_len")  # what the harness writes beside a task's metrics
+
+
+@dataclass
+class _Asked:
+    """What is to be read of every file: these tasks (None: all) in this metric (None: the first known one)."""
+
+    metric: str | None
+    tasks: Sequence[str] | None
+    seen: dict[str, None] = field(default_factory=dict)
+    notes: list[str] = field(default_factory=list)
+
+    def wants(self, task: str) -> bool:
+        """Whether the task is to be read; either way it has been seen."""
+        self.seen[task] = None
+        return not self.tasks or task in self.tasks
 
 
 def read_scores(
@@ -49,21 +65,24 @@ def read_scores(
     [('runs/w64', 'acc', 0.61, 1966)]
     """
     path = Path(path)
-    notes: list[str] = []
+    asked = _Asked(metric, tasks)
+    notes = asked.notes
     if path.is_dir():
         files = sorted({file for pattern in _FILES for file in find(path, pattern)}, key=lambda f: (f.name, str(f)))
         if not files:
             refuse(
                 path, "it holds no results_*.json or result-*.json", "Point at lm_eval's --output_path, or at a CSV."
             )
-        found = [score for file in files for score in _document(read_json(file), file, metric)]
+        found = [score for file in files for score in _document(read_json(file), file, asked)]
     elif path.suffix.lower() == ".json" and isinstance(document := read_json(path), Mapping) and _is_result(document):
-        found = _document(document, path, metric)
+        found = _document(document, path, asked)
     else:
-        found = _table(read_table_file(path), path, metric)
+        found = _table(read_table_file(path), path, asked)
     if tasks:
-        found = _chosen(found, tasks, path)
+        found = _chosen(found, tasks, asked.seen, path)
     found = _latest(found, notes)
+    if percent:
+        _check_percent(found, path, notes)
     scores = []
     for score in found:
         try:
@@ -84,12 +103,12 @@ def _is_result(document: Mapping[str, Any]) -> bool:
     return isinstance(document.get("results"), Mapping) or "_evaluate_version" in document
 
 
-def _document(document: Any, path: Path, metric: str | None) -> list[Score]:
+def _document(document: Any, path: Path, wanted: _Asked) -> list[Score]:
     """The scores of one result file, of either kind."""
     if not isinstance(document, Mapping):
         refuse(path, "it is not a JSON object", "Restore the file.")
     if "_evaluate_version" in document and "results" not in document:
-        return _saved(document, path, metric)
+        return _saved(document, path, wanted)
     results = document.get("results")
     if not isinstance(results, Mapping) or not results:
         refuse(path, "it has no 'results' of tasks", "Point at results_*.json of lm_eval.")
@@ -99,21 +118,44 @@ def _document(document: Any, path: Path, metric: str | None) -> list[Score]:
     for task, values in results.items():
         if not isinstance(values, Mapping):
             refuse(path, f"the results of {str(task)[:40]!r} are no object", "Restore the file.")
-        if (picked := _metric(values, metric)) is None:
-            if any(isinstance(value, (int, float)) for value in values.values()) and metric is not None:
-                names = sorted({str(k).partition(",")[0] for k in values if "_stderr" not in str(k)})
-                raise ConfigurationError(f"{path.name}: {task!r} has no {metric!r}; it has {', '.join(names)[:200]}.")
-            continue  # a group without scores of its own
+        if not wanted.wants(str(task)):
+            continue
+        if (picked := _metric(values, wanted.metric)) is None:
+            if names := _metrics(values):  # else a group without scores of its own
+                _without(str(task), names, path, wanted)
+            continue
         key, value = picked
         base, comma, which = key.partition(",")
         error = values.get(f"{base}_stderr{comma}{which}")
         count = asked.get(task) if isinstance(asked, Mapping) else None
         count = count.get("effective") if isinstance(count, Mapping) else count
-        out.append(Score(model, str(task), base, value, _or_nan(error), _or_nan(count), source=path.name))
+        out.append(Score(model, str(task), base, value, _or_nan(error), _or_nan(count), source=str(path)))
     return out
 
 
-def _saved(document: Mapping[str, Any], path: Path, metric: str | None) -> list[Score]:
+def _without(task: str, names: list[str], path: Path, wanted: _Asked) -> None:
+    """A task without the metric: refused where either was named, else left out with a note."""
+    has = f"it has {', '.join(names)[:200]}"
+    if wanted.metric is not None:
+        remedy = "Name one of these with metric= (--metric)"
+        remedy += "." if wanted.tasks else ", or the tasks that have it with tasks= (--task)."
+        raise ConfigurationError(f"{path}: {task!r} has no {wanted.metric!r}; {has}. {remedy}")
+    if wanted.tasks:
+        raise ConfigurationError(
+            f"{path}: {task!r} has none of {', '.join(METRICS)}; {has}. Name a share of 1 with metric= (--metric), or "
+            "leave the task out: a perplexity or a loss is no score."
+        )
+    wanted.notes.append(f"{task} is left out: {has}, none of {', '.join(METRICS[:4])}, … (metric=, --metric names one)")
+
+
+def _metrics(values: Mapping[str, Any]) -> list[str]:
+    """The names of a task's metrics: what is a number, but no standard error."""
+    keys = [k for k, v in values.items() if isinstance(v, (int, float)) and not isinstance(v, bool)]
+    names = {str(key).partition(",")[0] for key in keys if "_stderr" not in str(key)}
+    return sorted(names - set(_NO_METRICS))
+
+
+def _saved(document: Mapping[str, Any], path: Path, wanted: _Asked) -> list[Score]:
     """The score of an `evaluate.save` file."""
     names = {key: document.get(key) for key in ("model", "task")}
     for key, name in names.items():
@@ -121,13 +163,15 @@ def _saved(document: Mapping[str, Any], path: Path, metric: str | None) -> list[
             raise UnknownQuantityError(
                 f"{path} does not say which {key} it is of: save it with evaluate.save(…, model=…, task=…, **scores)."
             )
-    if (picked := _metric(document, metric)) is None:
-        refuse(path, f"it has no {metric or 'score of ' + ', '.join(METRICS[:4])}", "Name the metric.")
+    if not wanted.wants(str(names["task"])):
+        return []
+    if (picked := _metric(document, wanted.metric)) is None:
+        refuse(path, f"it has no {wanted.metric or 'score of ' + ', '.join(METRICS[:4])}", "Name the metric.")
     key, value = picked
     error = document.get(f"{key}_stderr", document.get("stderr"))
     items = document.get("items", document.get("n_samples"))
     return [
-        Score(str(names["model"]), str(names["task"]), key, value, _or_nan(error), _or_nan(items), source=path.name)
+        Score(str(names["model"]), str(names["task"]), key, value, _or_nan(error), _or_nan(items), source=str(path))
     ]
 
 
@@ -158,7 +202,8 @@ def _model(document: Mapping[str, Any], path: Path) -> str:
     )
 
 
-def _table(raw: RawTable, path: Path, metric: str | None) -> list[Score]:
+def _table(raw: RawTable, path: Path, wanted: _Asked) -> list[Score]:
+    metric = wanted.metric
     columns = {name: find_column(raw, ALIASES[name]) for name in ("run_id", "task", "score", "chance", "items")}
     columns["stderr"] = find_column(raw, ("stderr", "score_stderr", "acc_stderr", "acc_norm_stderr", "std_err"))
     columns["metric"] = find_column(raw, ("metric",))
@@ -174,7 +219,8 @@ def _table(raw: RawTable, path: Path, metric: str | None) -> list[Score]:
     out = []
     for row in range(len(cells["score"])):
         kind = str(cells["metric"][row]) if "metric" in cells else str(columns["score"])
-        if metric is not None and kind != metric:
+        task = (str(cells["task"][row]).strip() if "task" in cells else "") or "score"
+        if not wanted.wants(task) or (metric is not None and kind != metric):
             continue
         values = {}
         for name in ("score", "stderr", "items", "chance"):
@@ -184,12 +230,11 @@ def _table(raw: RawTable, path: Path, metric: str | None) -> list[Score]:
             except ValueError:
                 refuse(path, f"{name} in row {row + 1} is {str(cell)[:40]!r}, not a number", "Correct the cell.")
             values[name] = math.nan if value is None else value
-        task = str(cells["task"][row]).strip() if "task" in cells else ""
         model = str(cells["run_id"][row]).strip()
         if model.lower() in MISSING:
             refuse(path, f"row {row + 1} names no model", "Name it.")
-        out.append(Score(model, task or "score", kind, values["score"], values["stderr"], values["items"],
-                         values["chance"], path.name))  # fmt: skip
+        out.append(Score(model, task, kind, values["score"], values["stderr"], values["items"],
+                         values["chance"], str(path)))  # fmt: skip
     if metric is None and len(kinds := {score.metric for score in out}) > 1:
         raise ConfigurationError(f"{path} holds the metrics {', '.join(sorted(kinds))}: name one with metric=.")
     return out
@@ -203,10 +248,12 @@ def _or_nan(value: Any) -> float:
     return float(value) if isinstance(value, (int, float)) and not isinstance(value, bool) else math.nan
 
 
-def _chosen(found: list[Score], tasks: Sequence[str], path: Path) -> list[Score]:
-    there = list(dict.fromkeys(score.task for score in found))
+def _chosen(found: list[Score], tasks: Sequence[str], seen: Mapping[str, None], path: Path) -> list[Score]:
+    there = {score.task for score in found}
     if missing := [task for task in tasks if task not in there]:
-        raise ConfigurationError(f"{path} has no task {missing[0]!r}; it has {', '.join(there[:12]) or 'none'}.")
+        if missing[0] in seen:
+            refuse(path, f"its task {missing[0]!r} has no score of the metric", "Name another metric (--metric).")
+        raise ConfigurationError(f"{path} has no task {missing[0]!r}; it has {', '.join(list(seen)[:12]) or 'none'}.")
     return [score for task in tasks for score in found if score.task == task]
 
 
@@ -215,6 +262,20 @@ def _latest(found: list[Score], notes: list[str]) -> list[Score]:
     if len(last) < len(found):
         notes.append(f"{len(found) - len(last)} scores are repeated for a model and task: the last file counts")
     return list(last.values())
+
+
+def _check_percent(found: list[Score], path: Path, notes: list[str]) -> None:
+    """Refuse `percent` for scores none of which is above 1; note the tasks of which none is."""
+    low = list(dict.fromkeys(score.task for score in found))
+    for score in found:
+        if score.score > 1 and score.task in low:
+            low.remove(score.task)
+    if low and len(low) == len({score.task for score in found}):
+        raise ConfigurationError(
+            f"{path}: no score is above 1, so these are shares already: leave out percent=True (--percent). Scores "
+            "that are all below 1 % must be divided by 100 in the file."
+        )
+    notes += [f"no score in {task} is above 1: read as less than 1 %" for task in low]
 
 
 def _checked(score: Score, percent: bool) -> Score:

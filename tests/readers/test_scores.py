@@ -219,6 +219,53 @@ def test_bad_scores_can_be_left_out(tmp_path):
         read_scores(tmp_path / "empty")
 
 
+def perplexity(task="wikitext"):
+    """What the harness writes for a task of text: no score, but numbers."""
+    return {task: {"alias": task, "bits_per_byte,none": 0.9, "bits_per_byte_stderr,none": "N/A", "sample_len": 62}}
+
+
+def test_tasks_not_asked_for_are_not_judged(tmp_path):
+    document = result("a", {"piqa": 0.6})
+    document["results"] |= perplexity() | {"group": {"alias": "group", " ": ""}}
+    path = write(tmp_path, "a", document)
+    assert [s.task for s in read_scores(tmp_path, tasks=["piqa"], metric="acc")] == ["piqa"]
+    assert read_scores(tmp_path, tasks=["piqa"]).notes == ()
+    for tasks, metric, remedy in (
+        (["wikitext"], "acc", r"Name one of these with metric= \(--metric\)\.$"),
+        (None, "acc", r"--task\)\.$"),
+        (["wikitext"], None, "is no score"),
+    ):
+        with pytest.raises(ConfigurationError, match=remedy) as said:
+            read_scores(tmp_path, tasks=tasks, metric=metric)
+        assert str(path) in str(said.value) and "it has bits_per_byte. " in str(said.value)  # no alias, no sample_len
+    with pytest.raises(ConfigurationError, match="no task 'boolq'; it has piqa, wikitext"):
+        read_scores(tmp_path, tasks=["boolq"])
+
+
+def test_what_is_left_out_by_default_is_noted(tmp_path):
+    for model in ("a", "b"):
+        document = result(model, {"piqa": 0.6})
+        document["results"] |= perplexity()
+        write(tmp_path, model, document)
+    scores = read_scores(tmp_path)
+    assert scores.tasks == ["piqa"] and len(scores.notes) == 1
+    assert scores.notes[0].startswith("wikitext is left out: it has bits_per_byte, none of acc_norm")
+    with pytest.raises(RecordError, match=f"'{tmp_path}/b/results.*is nan"):  # the file with its folder
+        write(tmp_path, "b", result("b", {"piqa": float("nan")}))
+        read_scores(tmp_path)
+
+
+def test_percent_of_shares_is_refused(tmp_path):
+    path = tmp_path / "scores.csv"
+    path.write_text("model,task,score\na,piqa,0.61\nb,piqa,0.66\n")
+    with pytest.raises(ConfigurationError, match=r"no score is above 1.*leave out percent=True \(--percent\)"):
+        read_scores(path, percent=True)
+    path.write_text("model,task,score\na,piqa,61\nb,piqa,0.66\na,gsm8k,0.4\nb,gsm8k,0.9\n")
+    scores = read_scores(path, percent=True)
+    assert [s.score for s in scores] == pytest.approx([0.61, 0.0066, 0.004, 0.009])
+    assert scores.notes == ("no score in gsm8k is above 1: read as less than 1 %",)
+
+
 def test_chance_is_known_or_asked_for():
     assert known_chance("mmlu_anatomy") == 0.25 and known_chance("lambada_openai") == 0.0
     assert known_chance("my_task") is None and known_chance("racecars") is None
