@@ -9,7 +9,7 @@ import logging
 import math
 import warnings
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from hf_muscaling.configuration import ExperimentConfig
@@ -42,6 +42,8 @@ class ExperimentResult:
     cost_ratio: float
     data_info: dict[str, Any]
     is_main_process: bool = True
+    notes: list[str] = field(default_factory=list)
+    """What the report says of the search: a grid that a law moved, a best rate at its edge."""
 
     @property
     def actual(self) -> float | None:
@@ -113,13 +115,13 @@ def run_experiment(
     from accelerate import PartialState
 
     from hf_muscaling.folders import writable_folder
-    from hf_muscaling.horizon import centred_rates
+    from hf_muscaling.horizon import moved_grid
     from hf_muscaling.interruption import listening
     from hf_muscaling.live import check_view
     from hf_muscaling.report import write_report
     from hf_muscaling.workers import Workers
 
-    config = centred_rates(config)
+    config, notes = moved_grid(config)
     check_view(config.live)
     config.base_config()
     folder = writable_folder(config.output_dir)
@@ -127,6 +129,7 @@ def run_experiment(
     with listening(), Workers() as workers:
         setup = setup or prepare_experiment(config, progress)
         result = _train_and_predict(config, setup, args, folder, workers, progress)
+        result.notes[:0] = notes
         if args.process_index == 0:
             write_report(result, folder)
         PartialState().wait_for_everyone()
@@ -208,8 +211,9 @@ def _train_and_predict(config, setup, args, folder, workers, progress) -> Experi
     spent = sum(experiment_step_flops(config, run.width, target.vocab_size) for run in trained.values())
     ratio = spent / experiment_step_flops(config, config.target_width, target.vocab_size)
     return ExperimentResult(
-        config, grid_runs, best, proxies, law, target_N, prediction, targets, ratio, data.info, main
-    )
+        config, grid_runs, best, proxies, law, target_N, prediction, targets, ratio, data.info, main,
+        [message] if (message := at_edge(grid_runs, best)) else [],
+    )  # fmt: skip
 
 
 def _offered(config: ExperimentConfig, vocabulary: int) -> "Offer | None":
@@ -256,12 +260,18 @@ def best_of_grid(runs: Sequence[Run], config: ExperimentConfig) -> Run:
     lowest = min(run.loss or math.inf for run in finished)
     close = [run for run in finished if run.loss and run.loss <= lowest * (1 + TOLERANCE)]
     best = min(close, key=lambda run: (run.lr, run.loss))
-    tried = sorted({run.lr for run in runs})
-    if len(tried) > 2 and best.lr in (tried[0], tried[-1]):
-        logger.warning(
-            "The best learning rate %g is at the edge of the grid %s; extend the grid on that side.", best.lr, tried
-        )
+    if message := at_edge(runs, best):
+        logger.warning(message)
     return best
+
+
+def at_edge(grid: Sequence[Run], best: Run) -> str:
+    """Return a sentence where the best learning rate is the smallest or largest of three or more, else ""."""
+    tried = sorted({run.lr for run in grid})
+    if len(tried) < 3 or best.lr not in (tried[0], tried[-1]):
+        return ""
+    rates = ", ".join(f"{rate:g}" for rate in tried)
+    return f"The best learning rate {best.lr:g} is at the edge of the grid [{rates}]; extend the grid on that side."
 
 
 def fit_law(proxies: Series, config: ExperimentConfig) -> "ScalingLaw":

@@ -8,13 +8,14 @@ trained there. `centred_rates` is where an experiment uses the law.
 import copy
 import logging
 import math
+import warnings
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from hf_muscaling.configuration import ExperimentConfig
-from hf_muscaling.errors import ConfigurationError, TrainingError
+from hf_muscaling.errors import ConfigurationError, RecordError, TrainingError
 from hf_muscaling.runs import Run
 
 if TYPE_CHECKING:
@@ -206,8 +207,6 @@ def hold_out(sweep: HorizonSweep, law: "LearningRateLaw", level: float = 0.9) ->
 
     `law` is fitted to all runs. Raises FitError if the shorter horizons alone do not identify the law.
     """
-    import warnings
-
     from hf_muscaling.laws import LearningRateLaw
 
     rows = table_of(sweep.runs.values())
@@ -244,13 +243,36 @@ def centred_rates(config: ExperimentConfig) -> ExperimentConfig:
     A config without such a law comes back as it is. Raises RecordError for a file that holds no law of the learning
     rate; warns as the law does when the experiment lies outside its runs.
     """
+    return moved_grid(config)[0]
+
+
+def moved_grid(config: ExperimentConfig) -> tuple[ExperimentConfig, list[str]]:
+    """Return what `centred_rates` does, and sentences for the report: what was moved where, and what the law warns of.
+
+    Raises and warns as that does.
+    """
     if not config.learning_rate_law:
-        return config
+        return config, []
     from hf_muscaling.laws import LearningRateLaw
 
+    if not Path(config.learning_rate_law).is_file():
+        raise RecordError(
+            f"--learning_rate_law: there is no file {config.learning_rate_law!r}. Give the law.json that "
+            "recipes/horizon.py or `muscaling fit --law learning-rate --save law.json` writes."
+        )
     law = LearningRateLaw.from_json(config.learning_rate_law)
-    p = law.predict(D=config.tokens_per_run, B=config.batch_size * config.sequence_length, level=config.level)
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        p = law.predict(D=config.tokens_per_run, B=config.batch_size * config.sequence_length, level=config.level)
+    for one in caught:
+        warnings.warn(one.message, one.category, stacklevel=3)
     middle = math.exp(sum(map(math.log, config.learning_rates)) / len(config.learning_rates))
     rates = [float(f"{p.lr * rate / middle:.3g}") for rate in config.learning_rates]
     logger.info("Learning rates around %.3g of %s: %s", p.lr, config.learning_rate_law, rates)
-    return replace(config, learning_rates=rates)
+    given, moved = (", ".join(f"{rate:.3g}" for rate in grid) for grid in (config.learning_rates, rates))
+    notes = [
+        f"The learning rates {given} were moved to {moved}, around {p.lr:.3g} ({config.level:.0%} interval "
+        f"[{p.low:.3g}, {p.high:.3g}]): what the law `{config.learning_rate_law}` expects at "
+        f"D = {config.tokens_per_run:,} and B = {config.batch_size * config.sequence_length:,} tokens."
+    ]
+    return replace(config, learning_rates=rates), [*notes, *(str(one.message) for one in caught)]

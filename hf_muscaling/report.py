@@ -125,6 +125,7 @@ def report_text(result: "ExperimentResult") -> str:
         "",
         *_grid_table(result.grid, result.best),
         "",
+        *(line for note in result.notes for line in (f"Note: {note}", "")),
         "![Learning-rate landscape](landscape.png)",
         "",
         "## Data",

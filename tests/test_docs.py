@@ -46,6 +46,18 @@ def test_the_python_blocks_run_in_order(page, tmp_path, monkeypatch, capsys):
         assert "90 % interval" in capsys.readouterr().out
 
 
+@pytest.mark.slow
+def test_the_command_after_the_made_up_scores_runs(tmp_path, monkeypatch, capsys):
+    page = ROOT / "hf_muscaling" / "docs" / "downstream.md"
+    monkeypatch.chdir(tmp_path)
+    exec(blocks(page, "python")[0], {})
+    words = shlex.split(blocks(page, "bash")[-1])
+    assert words[0] == "muscaling" and main(words[1:]) == 0
+    assert "N = 2e+09" in capsys.readouterr().out and (tmp_path / "score.png").is_file()
+    assert main([*words[1 : words.index("N=2e9")], "N=2e9", "D=2e12"]) == 2  # as the page says
+    assert "Predict from N alone" in capsys.readouterr().err
+
+
 # --- links --------------------------------------------------------------------------------------------------------
 
 

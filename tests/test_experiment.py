@@ -13,7 +13,7 @@ from hf_muscaling import PowerLaw, Series
 from hf_muscaling.cli import main
 from hf_muscaling.configuration import parse_experiment
 from hf_muscaling.errors import TrainingError
-from hf_muscaling.experiment import best_of_grid, run_experiment
+from hf_muscaling.experiment import at_edge, best_of_grid, run_experiment
 from hf_muscaling.trainer import MuTrainer
 from tests.series_helpers import flags, tiny_experiment
 from tests.test_runs import make_run
@@ -117,7 +117,14 @@ def test_the_edge_of_the_grid_is_pointed_out(tmp_path, quiet, caplog):
     result = run_experiment(config, progress=False)
     assert result.best.lr == 1e-2
     assert "at the edge of the grid" in caplog.text
-    assert best_of_grid(result.grid, config) is not None
+    note = "Note: The best learning rate 0.01 is at the edge of the grid [1e-05, 0.0001, 0.01]; extend"
+    assert note in (Path(config.output_dir) / "report.md").read_text()
+
+
+def test_a_best_rate_inside_the_grid_has_no_note():
+    grid = [make_run(lr=rate) for rate in (0.1, 0.2, 0.4)]
+    assert at_edge(grid, grid[1]) == "" and "edge of the grid [0.1, 0.2, 0.4]" in at_edge(grid, grid[2])
+    assert at_edge(grid[:2], grid[0]) == ""  # of two, one is always at an edge
 
 
 @pytest.mark.parametrize(

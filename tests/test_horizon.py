@@ -16,7 +16,7 @@ from hf_muscaling import LearningRateLaw
 from hf_muscaling.cli import main
 from hf_muscaling.errors import ConfigurationError, RecordError, TrainingError
 from hf_muscaling.experiment import prepare_experiment
-from hf_muscaling.horizon import Cell, HorizonSweep, centred_rates, hold_out, horizon_cells, table_of
+from hf_muscaling.horizon import Cell, HorizonSweep, centred_rates, hold_out, horizon_cells, moved_grid, table_of
 from tests.series_helpers import flags, tiny_experiment
 from tests.test_runs import make_run
 
@@ -115,9 +115,17 @@ def test_a_law_moves_the_grid_and_keeps_its_shape(config, law):
     rates = centred_rates(config).learning_rates
     assert rates[1] == pytest.approx(fitted.predict(D=200 * 8 * 16, B=8 * 16).lr, rel=0.005)
     assert rates[1] / rates[0] == pytest.approx(2, rel=0.01) and rates[2] / rates[1] == pytest.approx(2, rel=0.01)
+    (note,) = moved_grid(config)[1]
+    given, moved = "0.004, 0.008, 0.016", ", ".join(f"{rate:.3g}" for rate in rates)
+    assert note.startswith(f"The learning rates {given} were moved to {moved}, around ") and str(path) in note
     config.steps = 100_000
     with pytest.warns(UserWarning, match="outside the fitted range"):
-        assert centred_rates(config).learning_rates[1] < 0.3 * rates[1]
+        far, notes = moved_grid(config)
+    assert far.learning_rates[1] < 0.3 * rates[1] and "outside the fitted range" in notes[1]
+    config.learning_rate_law = str(path.with_name("nope.json"))
+    with pytest.raises(RecordError, match=r"--learning_rate_law: there is no file '.*nope.json'\. Give the law.json"):
+        centred_rates(config)
+    config.learning_rate_law = str(path)
     path.write_text(json.dumps({"format": "something else"}))
     with pytest.raises(RecordError, match="format"):
         centred_rates(config)
@@ -156,7 +164,9 @@ def test_an_experiment_trains_at_the_rate_of_the_law(tmp_path, law, capsys):
     runs = [json.loads(line) for line in (Path(config.output_dir) / "runs.jsonl").read_text().splitlines()]
     assert {run["lr"] for run in runs} == {expected} != {0.01}
     assert main(["run-series", *flags(config), "--learning_rate_law", str(tmp_path / "none.json")]) == 2
-    assert "cannot be read" in capsys.readouterr().err
+    assert "--learning_rate_law: there is no file" in capsys.readouterr().err
+    report = (Path(config.output_dir) / "report.md").read_text()
+    assert f"Note: The learning rates 0.01 were moved to {expected:g}" in report
 
 
 def run_recipe(monkeypatch, config, *words):

@@ -269,6 +269,16 @@ def test_fit_predicts_the_learning_rate(rates, tmp_path, capsys):
     assert main(["fit", rates, "--law", "chinchilla", "--delta", "0.5"]) == 2
 
 
+def test_the_figure_of_learning_rates_marks_the_predictions(rates, monkeypatch, tmp_path):
+    drawn = []
+    monkeypatch.setattr("hf_muscaling.plotting.save_figure", lambda figure, path: drawn.append(figure))
+    words = ["fit", rates, "--law", "learning-rate", "--plot", str(tmp_path / "law.png")]
+    assert main(words) == 0 and main([*words, "--predict", "D=4e9", "B=4e5"]) == 0
+    without, marked = ([t.get_text() for t in figure.axes[0].get_legend().get_texts()] for figure in drawn)
+    assert [label for label in marked if label not in without][0].startswith("D 4e+09, B 4e+05: 0.000")
+    assert drawn[1].axes[0].get_xlim()[1] > 4e9
+
+
 def test_repeated_data_are_noted_and_left_out_by_a_flag(tmp_path, capsys):
     rows = [(n, d, min(d, 4e9), loss_at(n, d)) for n in np.geomspace(1e7, 1e9, 5) for d in np.geomspace(1e9, 6.4e10, 4)]
     path = write(tmp_path / "t.csv", "params,tokens,unique_tokens,loss", rows)

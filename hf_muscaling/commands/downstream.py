@@ -7,11 +7,13 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from hf_muscaling.errors import ConfigurationError
-from hf_muscaling.laws import ChinchillaLaw, DownstreamLaw, PowerLaw, ScalingLaw, TwoStage
+from hf_muscaling.laws import ChinchillaLaw, DownstreamLaw, PowerLaw, ScalingLaw, ScorePrediction, TwoStage
 from hf_muscaling.readers import ScoreTable, read_runs, read_scores
 
-from .law_flags import as_notes, assignments, one_family, points, read_columns, split
+from .law_flags import as_notes, assignments, mark, one_family, points, read_columns, split
 
 Drawing = Callable[[], Any]
 FIRST: dict[tuple[str, ...], Callable[[], ScalingLaw]] = {
@@ -58,15 +60,32 @@ def _one_task(
     law = DownstreamLaw(args.form or "sigmoid", ceiling=args.ceiling)
     table = scores.join(runs, task, args.drop_bad)
     print(f"\n--- {task} (chance {scores.chance(task):.3g})")
+    predictions = []
     with as_notes():
         law.fit(table)
         print(law.summary())
         for at in places:
             if set(at) == {"loss"}:
-                print(law.predict(at["loss"], args.level))
+                predictions.append(law.predict(at["loss"], args.level))
             elif first is not None:
-                print(TwoStage(first, law).predict(level=args.level, **at))
-    return task, law, lambda: law.plot(level=args.level)
+                predictions.append(TwoStage(first, law).predict(level=args.level, **at))
+        for prediction in predictions:
+            print(prediction)
+    return task, law, lambda: _figure(law, predictions, task, args.level)
+
+
+def _figure(law: DownstreamLaw, predictions: Sequence[ScorePrediction], task: str, level: float) -> Any:
+    """The law's own plot under the task's name, drawn far enough to hold the predictions, each marked."""
+    furthest = max([float(p.extrapolation) for p in predictions] or [0.0])
+    figure = law.plot(level=level, reach=max(1.0, 1.2 * furthest))
+    axes = figure.axes[0]
+    if task:
+        axes.set_title(f"{task}\n{axes.get_title()}")
+    for p in predictions:
+        words = [f"{name} {float(value):.3g}" for name, value in p.at.items() if name not in ("S1", "S2")]
+        place = ", ".join(words or [f"loss {float(p.loss):.4g}"])
+        mark(axes, place, float(p.loss), float(p.score), (float(p.low), float(p.high)), ".3f")
+    return figure
 
 
 def _first_stage(path: str, places: list[dict]) -> ScalingLaw | None:
@@ -79,8 +98,15 @@ def _first_stage(path: str, places: list[dict]) -> ScalingLaw | None:
             "--predict takes N=…, D=…, N=… D=… (a first stage is then fitted to --runs) or loss=…; for another first "
             "stage give --first law.json."
         )
-    law = FIRST[names]()
-    return law.fit(read_runs(path, need=(*names, "loss")))
+    runs = read_runs(path, need=(*names, "loss"))
+    for same, other in zip(names, reversed(names), strict=True):
+        if same != other and np.ptp(runs[same]) <= 1e-9 * runs[same].max():
+            at = next(place[other] for place in places if other in place)
+            raise ConfigurationError(
+                f"All runs of {path} have {same} = {runs[same][0]:.4g}: they do not say how the loss moves with "
+                f"{same}. Predict from {other} alone (--predict {other}={at:.4g}), or add runs of another {same}."
+            )
+    return FIRST[names]().fit(runs)
 
 
 def _from_one_table(args: argparse.Namespace, first: ScalingLaw | None, point: Callable) -> tuple[str, Any, Drawing]:
@@ -113,7 +139,7 @@ def _from_one_table(args: argparse.Namespace, first: ScalingLaw | None, point: C
     print(f"{table}\n\n{stages.summary() if stages else law.summary()}")
     for prediction in predictions:
         print(f"\n{prediction}")
-    return "", law, lambda: law.plot(level=args.level)
+    return "", law, lambda: _figure(law, predictions, args.task[0] if args.task else "", args.level)
 
 
 def _chances(words: Sequence[str] | None) -> float | dict[str, float] | None:

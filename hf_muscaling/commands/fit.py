@@ -25,6 +25,7 @@ from .law_flags import (
     assignments,
     law_parser,
     make_law,
+    mark,
     one_family,
     points,
     read,
@@ -63,7 +64,7 @@ def run(arguments: Sequence[str]) -> None:
         help="a run to predict, one value a variable of the law (N=7e9 D=2e12); may be repeated, and so may a name "
         "in it: N=7e9 N=7e10 D=2e12",
     )  # fmt: skip
-    parser.add_argument("--plot", metavar="PNG", help="draw the fit, its residuals and the predictions")
+    parser.add_argument("--plot", metavar="PNG", help="draw the fit and the predictions")
     parser.add_argument("--save", metavar="JSON", help="store the fitted law; the law's from_json reads it")
     add = parser.add_argument_group("law downstream: task score from loss").add_argument
     add("--runs", metavar="PATH", help="the runs that the models of PATH are (run_id, N, D, loss): scores are joined")
@@ -136,8 +137,16 @@ def _learning_rate(args: argparse.Namespace) -> tuple[Any, Any]:
     print(f"{table}\n\n{law.summary()}")
     for prediction in predictions:
         print(f"\n{prediction}")
-    furthest = max([float(p.D) / law.range_["D"][1] for p in predictions] or [1.0])
-    return law, lambda: law.plot(level=args.level, reach=max(4.0, 1.5 * furthest))
+
+    def figure() -> Any:
+        furthest = max([float(p.D) / law.range_["D"][1] for p in predictions] or [1.0])
+        drawn = law.plot(level=args.level, reach=max(4.0, 1.5 * furthest))
+        for p in predictions:
+            place = f"D {float(p.D):.3g}, B {float(p.B):.3g}"
+            mark(drawn.axes[0], place, float(p.D), float(p.lr), (float(p.low), float(p.high)), ".3g")
+        return drawn
+
+    return law, figure
 
 
 def _point(law: ScalingLaw, words: Sequence[str]) -> dict[str, Any]:
@@ -171,10 +180,5 @@ def _figure(law: ScalingLaw, predictions: Sequence[Prediction], level: float) ->
     axes = figure.axes[0]
     for p in predictions:
         place = ", ".join(f"{name} {float(value):.3g}" for name, value in p.at.items() if name not in ("S1", "S2"))
-        ends = [[p.loss - p.low], [p.high - p.loss]]
-        axes.errorbar(
-            float(p.at[axis]), float(p.loss), ends, fmt="D", ms=6, capsize=4, color="black",
-            label=f"{place}: {p.loss:.4f}",
-        )  # fmt: skip
-    axes.legend(frameon=False, fontsize=8)
+        mark(axes, place, float(p.at[axis]), float(p.loss), (float(p.low), float(p.high)))
     return figure

@@ -205,6 +205,16 @@ def writable(path: str, ending: str) -> Path:
     return target
 
 
+def mark(axes: Any, place: str, x: float, value: float, ends: tuple[float, float], text: str = ".4f") -> None:
+    """Draw a prediction and its interval into a law's figure."""
+    low, high = ends
+    axes.errorbar(
+        x, value, [[value - low], [high - value]], fmt="D", ms=6, capsize=4, color="black",
+        label=f"{place}: {value:{text}}",
+    )  # fmt: skip
+    axes.legend(frameon=False, fontsize=8)
+
+
 class as_notes(warnings.catch_warnings):
     """Within it, warnings are printed as one paragraph each, without the line of code that raised them."""
 

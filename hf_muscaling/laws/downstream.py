@@ -49,7 +49,7 @@ class DownstreamLaw(ScoreInterval):
     `chance` is the score of guessing (0.25 for four answers): a number, or else the column `chance` of the table, or
     else 0. `ceiling` is the highest score; None (default) estimates it, and the interval averages over what the scores
     leave open (a line takes 1). Stating 1.0 narrows the interval where scores are still low, wrongly so for a task that
-    levels off below.
+    levels off below. It bounds the law and not what is measured: an interval, which holds measured scores, may pass it.
 
     `fit(table)` takes checkpoints of one task: columns `loss` and `score` (shares of 1); `items` (questions), `run_id`,
     `step`, `weight` are used when present. The interval has the parameters (rows of a run count by their correlation),
@@ -338,6 +338,13 @@ class DownstreamLaw(ScoreInterval):
             found.append(
                 f"{below} of {len(score)} scores lie below chance={p['chance']:g}: state the task's own chance."
             )
+        if self.ceiling is not None:
+            margin = np.maximum(1.5 * self._above(self._columns, self.ceiling, 1.0), 0.02)  # three standard errors
+            if above := int((score > self.ceiling + margin).sum()):
+                found.append(
+                    f"{above} of {len(score)} scores lie above ceiling={self.ceiling:g}, up to {score.max():.3g}: "
+                    "leave the ceiling out (it is estimated), or state one that the task has."
+                )
         if score.max() <= p["chance"] + np.max(self._above(self._columns, p["chance"], p["ceiling"])):
             found.append(f"No score is above chance ({p['chance']:g}): where it rises is not seen. Add larger models.")
         elif self.form == "linear" and self._bend() > 3:

@@ -165,6 +165,10 @@ def parse(source: Any) -> tuple[Any, str]:
             if Path(source).stat().st_size > MAX_BYTES:
                 refuse(where, f"it is larger than {MAX_BYTES >> 20} MB")
             text = Path(source).read_text(encoding="utf-8")
+        except FileNotFoundError:
+            raise RecordError(
+                f"There is no file {where}: give the path of a law that law.to_json(path) or --save of muscaling fit wrote."
+            ) from None
         except (OSError, ValueError) as error:
             refuse(where, f"it cannot be read ({error})")
     else:

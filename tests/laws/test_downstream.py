@@ -315,6 +315,20 @@ def test_evaluation_and_plots():
         law.plot("contours")
 
 
+@pytest.mark.parametrize("items", [None, 1000])
+def test_scores_above_the_stated_ceiling_are_pointed_out(items):
+    table = scores(np.random.default_rng(4), ceiling=0.8, lowest=1.5)
+    if items is None:
+        table.pop("items")
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        DownstreamLaw(chance=0.25, ceiling=0.8).fit(table)  # noise about the true ceiling is none
+    with pytest.warns(
+        IdentificationWarning, match=r"scores lie above ceiling=0.6, up to 0\.8\d*: leave the ceiling out"
+    ):
+        DownstreamLaw(chance=0.25, ceiling=0.6).fit(table)
+
+
 def test_a_chance_above_the_scores_is_pointed_out():
     loss = np.linspace(2.2, 3.8, 12)
     scores = {"loss": loss, "score": 0.25 + 0.7 / (1 + np.exp(4 * (loss - 2.8)))}

@@ -127,6 +127,12 @@ def test_folders_and_binary_files(tmp_path):
         PowerLaw().fit({"N": [1, 2, 4], "loss": [4, 3, 2.6]}).to_json(tmp_path / "missing" / "law.json")
 
 
+def test_a_file_that_is_not_there_is_called_that(tmp_path):
+    with pytest.raises(RecordError, match=r"There is no file '.*nope.json'") as said:
+        ScalingLaw.from_json(tmp_path / "nope.json")
+    assert "Errno" not in str(said.value) and "Write it again" not in str(said.value)
+
+
 def test_fuzz_never_crashes(law):
     """Random edits of the parsed record and of the text: each is read or refused with `RecordError`, nothing else."""
     rng = random.Random(0)

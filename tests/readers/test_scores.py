@@ -8,6 +8,7 @@ import pytest
 
 from hf_muscaling import DownstreamLaw, TwoStage, read_runs, read_scores
 from hf_muscaling.cli import main
+from hf_muscaling.commands.downstream import _figure
 from hf_muscaling.errors import ConfigurationError, RecordError, UnknownQuantityError
 from hf_muscaling.laws import PowerLaw
 from hf_muscaling.readers.scores import Score, ScoreTable, known_chance
@@ -21,6 +22,10 @@ def loss_of(n):
 
 def truth(n, chance, middle=2.55):
     return chance + (1 - chance) / (1 + np.exp(5 * (loss_of(n) - middle)))
+
+
+def truth_of_loss(loss):
+    return 0.25 + 0.75 / (1 + np.exp(4 * (loss - 2.8)))
 
 
 def result(model, tasks, questions=2000, **more):
@@ -272,6 +277,30 @@ def test_chance_is_known_or_asked_for():
     table = ScoreTable([Score("a", "my_task", "acc", 0.6)], "x")
     with pytest.raises(UnknownQuantityError, match="--chance my_task="):
         table.chance("my_task")
+
+
+def test_a_variable_that_the_runs_share_is_named_with_its_remedy(harness, capsys):
+    words = ["fit", str(harness / "results"), "--law", "downstream", "--runs", str(harness / "runs.csv")]
+    assert main([*words, "--task", "piqa", "--predict", "N=7e9", "D=2e12"]) == 2
+    said = capsys.readouterr().err
+    assert "have D = 2e+10" in said and "Predict from N alone (--predict N=7e+09)" in said
+
+
+def test_the_figure_shows_task_and_predictions():
+    loss = np.linspace(3.6, 2.6, 12)
+    law = DownstreamLaw(chance=0.25).fit({"loss": loss, "score": truth_of_loss(loss)})
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        points = [law.predict(2.5), law.predict(1.0)]  # the second lies beyond what is drawn without it
+    axes = _figure(law, points, "arc_easy", 0.9).axes[0]
+    labels = [text.get_text() for text in axes.get_legend().get_texts()]
+    assert axes.get_title().startswith("arc_easy\n") and min(axes.get_xlim()) < 1.0
+    assert [label for label in labels if label.startswith("loss ")] == [
+        f"loss {p.loss:.4g}: {p.score:.3f}" for p in points
+    ]
+    assert not any(
+        text.get_text().startswith("loss ") for text in _figure(law, [], "x", 0.9).axes[0].get_legend().texts
+    )
 
 
 @pytest.mark.slow
