@@ -167,7 +167,7 @@ def parse(source: Any) -> tuple[Any, str]:
             text = Path(source).read_text(encoding="utf-8")
         except FileNotFoundError:
             raise RecordError(
-                f"There is no file {where}: give the path of a law that law.to_json(path), muscaling fit --save, wrote."
+                f"There is no file {where}. A law is written by law.to_json(path) or by muscaling fit --save law.json."
             ) from None
         except (OSError, ValueError) as error:
             refuse(where, f"it cannot be read ({error})")
