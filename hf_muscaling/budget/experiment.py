@@ -1,4 +1,4 @@
-"""The planner of an experiment: its widths as options with their cost, its finished runs, its proxies in planned order.
+"""The planner of an experiment: its widths as options with their cost, and its proxies in planned order.
 
 Costs are FLOPs by nanoLM's formula over those of the target (Eq. 1): the grid's trials at base width are the overhead,
 and the best of them is the base width's first proxy.
@@ -8,12 +8,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from ..errors import ConfigurationError, RecordError
+from ..errors import ConfigurationError
 from ..runs import Run, Series
 from .advice import Advice, advise
 from .belief import Assumptions
@@ -143,36 +142,6 @@ def _affordable(config: ExperimentConfig, cost: Callable[[int], float], left: fl
         return inside
     wanted = np.geomspace(inside[0], inside[-1], MOST)
     return sorted({inside[int(np.abs(np.array(inside) - w).argmin())] for w in wanted} | free)
-
-
-def finished_proxies(config: ExperimentConfig, folder: str | Path) -> list[Run]:
-    """Return the runs below a folder that are proxies of an experiment: its steps and batch, narrower than the target,
-    with the settings of the grid's best run.
-
-    Raises RecordError for a damaged record or a folder without any, ConfigurationError for runs of another horizon.
-    """
-    from ..experiment import best_of_grid
-
-    paths = sorted(Path(folder).glob("**/run.json"))
-    if not paths:
-        raise RecordError(f"{folder} holds no finished run (run.json); give the --output_dir of a run-series.")
-    runs = [Run.load(path) for path in paths]
-    own = [run for run in runs if config.steps == run.S and config.batch_size * config.sequence_length == run.B]
-    if not own:
-        found = sorted({(run.S, run.B) for run in runs})
-        raise ConfigurationError(
-            f"The runs of {folder} have (steps, tokens a step) {found}, the experiment "
-            f"{(config.steps, config.batch_size * config.sequence_length)}. Give the settings they were trained with."
-        )
-    grid = [run for run in own if run.width == config.base_width and run.seed == config.seed]
-    best = best_of_grid(grid, config)
-    kept = [run for run in own if _settings(run) == _settings(best) and run.width < config.target_width]
-    return sorted(kept, key=lambda run: (run.width, run.seed))
-
-
-def _settings(run: Run) -> tuple[Any, ...]:
-    names = ("initializer_range", "initializer_factor", "output_multiplier")
-    return run.lr, *(run.config.get(name) for name in names)
 
 
 def train_planned(

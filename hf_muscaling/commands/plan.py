@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from hf_muscaling.errors import ConfigurationError
 
+from .law_flags import as_notes, writable
 from .parser import Parser, take_config
 
 if TYPE_CHECKING:
@@ -76,14 +77,16 @@ def _memory(experiment: "ExperimentConfig", given: Namespace) -> int:
 def _budget(experiment: "ExperimentConfig", given: Namespace) -> int:
     import json
 
-    from hf_muscaling.budget.experiment import finished_proxies, offer
+    from hf_muscaling.budget.experiment import offer
+    from hf_muscaling.budget.finished import finished_proxies
     from hf_muscaling.planning import experiment_vocabulary
 
     assumptions = _assumptions(given)
-    if given.horizons and (given.runs or given.law):
-        raise ConfigurationError("--horizons plans before any run; leave out --runs and --law, or --horizons.")
-    runs = finished_proxies(experiment, given.runs) if given.runs else []
-    offered = offer(experiment, experiment_vocabulary(experiment), given.candidates)
+    _check(given)
+    with as_notes():
+        runs = finished_proxies(experiment, given.runs) if given.runs else []
+    vocabulary = runs[0].config["vocab_size"] if runs else experiment_vocabulary(experiment)
+    offered = offer(experiment, vocabulary, given.candidates)
     if runs:
         advice = offered.advise(runs, assumptions, max_seeds=given.max_seeds)
         print(json.dumps(advice.to_dict(), indent=1) if given.json else advice)
@@ -107,6 +110,22 @@ def _budget(experiment: "ExperimentConfig", given: Namespace) -> int:
 
         save_figure(plot_budget(plan), given.plot)
     return 1 if plan.tight is False else 0
+
+
+def _check(given: Namespace) -> None:
+    """Refuse, before anything is computed, flags that do not go together and a figure that cannot be written."""
+    if given.horizons and (given.runs or given.law):
+        raise ConfigurationError("--horizons plans before any run; leave out --runs and --law, or --horizons.")
+    if given.runs and given.law:
+        raise ConfigurationError(
+            "--law says what is believed before any run, and with --runs the finished runs say it: give one of them."
+        )
+    if given.runs and given.plot:
+        raise ConfigurationError(
+            "--plot draws the trade-off of a plan before any run, and --runs asks for advice, one line: leave one out."
+        )
+    if given.plot:
+        writable(given.plot, ".png")
 
 
 def _narrower(plan: "BudgetPlan", shorter: "BudgetPlan") -> str:

@@ -120,7 +120,8 @@ def spent(options: Sequence[ProxyOption], counts: Counts, overhead: float) -> fl
 
 def pool(folder: Path, budgets: Sequence[float], repeats: int) -> None:
     """Print what designs of each budget measure when their seeds are drawn from a pool of finished runs."""
-    from hf_muscaling.budget.experiment import finished_proxies, offer
+    from hf_muscaling.budget.experiment import offer
+    from hf_muscaling.budget.finished import finished_proxies
     from hf_muscaling.configuration import ExperimentConfig
     from hf_muscaling.planning import experiment_vocabulary
     from hf_muscaling.runs import Run

@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 import yaml
 
-from hf_muscaling.budget.experiment import finished_proxies, offer
+from hf_muscaling.budget.experiment import offer
+from hf_muscaling.budget.finished import finished_proxies
 from hf_muscaling.cli import main
 from hf_muscaling.configuration import ExperimentConfig, parse_experiment
 from hf_muscaling.counting import count_parameters
@@ -61,6 +62,10 @@ def test_the_command_plans(tmp_path, capsys):
         (["--budget", "50%", "--candidates", "32", "48", "512", "--target", "512"], "no proxy of a target"),
         (["--budget", "50%", "--noise", "1%", "0.1%"], "noise="),
         (["--budget", "50%", "--law", "nowhere.json"], "nowhere.json"),
+        (["--budget", "50%", "--plot", "nowhere/plan.png"], "there is no folder 'nowhere'"),
+        (["--budget", "50%", "--plot", "plan.txt"], "must end in .png"),
+        (["--budget", "50%", "--plot", "plan.png", "--runs", "nowhere"], "--plot draws the trade-off"),
+        (["--budget", "50%", "--law", "law.json", "--runs", "nowhere"], "give one of them"),
     ],
 )
 def test_bad_flags_are_one_paragraph(capsys, words, message):
@@ -118,7 +123,7 @@ def test_a_series_is_trained_as_advised(planned, monkeypatch, capsys):
     assert json.loads((folder / "advice.json").read_text()) == said
     assert len(Series.from_jsonl(folder / "runs.jsonl")) == len(trained)
 
-    with pytest.raises(ConfigurationError, match="steps, tokens a step"):
+    with pytest.raises(ConfigurationError, match="steps is 40 there and 31 here"):
         finished_proxies(tiny_experiment(folder.parent, steps=31), folder)
     os.remove(next(folder.glob("runs/*/run.json")))
     with pytest.raises(RecordError, match="no finished run"):
