@@ -18,6 +18,7 @@ from .pairing import FittedRuns, Pairing, pair
 
 if TYPE_CHECKING:
     from hf_muscaling.laws import PowerLaw
+    from hf_muscaling.laws.posterior import Groups
 
 CALL = 0.95
 """Probability from which a pair is called. See the docs page `designs` for the false calls measured at it."""
@@ -42,8 +43,15 @@ class FittedDesign:
     @cached_property
     def predictive(self) -> Predictive:
         """The distribution of the target's log loss, in the unit of the comparison."""
-        found = Predictive.of(self.law.interval_data(), self.law, self.N)
+        found = Predictive.of(self.law.interval_data(), self.law, self.N, self.groups)
         return replace(found, centre=found.centre + np.log(self.scale))
+
+    @cached_property
+    def groups(self) -> Groups:
+        """Its runs' losses summed up by size, nats per token."""
+        from hf_muscaling.laws.posterior import Groups
+
+        return Groups.of(self.fitted.N, np.exp(self.fitted.residual) * self.law.loss(self.fitted.N, **self.law.params_))
 
     @cached_property
     def fitted(self) -> FittedRuns:
@@ -96,6 +104,8 @@ class Verdict:
     best: Mapping[str, float]
     threshold: float
     level: float
+    paired: bool = True
+    alike: float = ALIKE
 
     def probability(self, first: str, second: str) -> float:
         """The probability that the first design's target has the lower loss."""
@@ -153,7 +163,7 @@ def compare_fitted(
     draws = joint_draws([d.predictive for d in designs], used, [d.seeds for d in designs], alike)
     calls = {(names[j], names[k]): _call(names, draws, j, k, pairings[j, k], threshold, level) for j, k in pairs}
     best = {name: float(p) for name, p in zip(names, draws.best(), strict=True)}
-    return Verdict(list(designs), draws, calls, best, threshold, level)
+    return Verdict(list(designs), draws, calls, best, threshold, level, paired, alike)
 
 
 def _call(

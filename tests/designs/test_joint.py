@@ -1,11 +1,16 @@
 """Joint draws: each design keeps its own distribution, the difference narrows by what they share, exponents pool."""
 
+import warnings
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from scipy.special import ndtri
 
 from hf_muscaling.designs.joint import Predictive, joint_draws
 from hf_muscaling.designs.pairing import Pairing
+from hf_muscaling.designs.verdict import compare_series
+from tests.designs.synthetic import TARGET, make_design
 
 U = (np.arange(2048) + 0.5) / 2048
 
@@ -83,3 +88,34 @@ def test_exponents_pool_in_part():
 def test_the_same_numbers_every_time():
     first, second = (joint_draws([predictive(), predictive(1.01)], {}).log_loss for _ in range(2))
     assert (first == second).all()
+
+
+def few_and_noisy():
+    """Three widths, two seeds, noise nearly as large as what the law falls by: the sign of a is open."""
+    rng = np.random.default_rng(3)
+    three = [r for r in make_design(rng, shift=0.0, noise=0.05) if r.width < 70]
+    other = [r for r in make_design(rng, shift=0.0, noise=0.004) if r.width < 70]
+    return {"noisy": three, "quiet": other}
+
+
+def test_a_target_is_no_worse_than_every_run_and_pooling_does_not_widen():
+    series = few_and_noisy()
+    worst = np.log(max(run.loss for run in series["noisy"]))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        pooled, alone = (compare_series(series, TARGET, alike=alike) for alike in (0.2, np.inf))
+    assert pooled.calls["noisy", "quiet"].spread < 1.1 * alone.calls["noisy", "quiet"].spread
+    own = pooled.designs[0].predictive
+    for verdict in (pooled, alone):
+        curve = own.centre[verdict.draws.draw[:, 0]]
+        assert (curve > worst).mean() < 0.005
+    # negative control: with equal weights, curves far above every run are drawn, more of them when pooled
+    equal = [replace(d.predictive, weight=np.ones(1)) for d in pooled.designs]
+    above = [(own.centre[joint_draws(equal, {}, alike=x).draw[:, 0]] > worst).mean() for x in (0.2, np.inf)]
+    assert min(above) > 0.02
+
+
+def test_runs_that_determine_their_law_weigh_all_draws_alike():
+    rng = np.random.default_rng(4)
+    verdict = compare_series({"a": make_design(rng, noise=0.001), "b": make_design(rng, noise=0.001)}, TARGET)
+    assert all(d.predictive.weight.min() > 0.95 for d in verdict.designs)

@@ -97,12 +97,25 @@ def test_more_proxies_narrow_the_difference_and_a_wider_one_narrows_most():
     rng = np.random.default_rng(8)
     verdict = compare_series({"a": make_design(rng), "b": make_design(rng, shift=0.01)}, TARGET)
     seed, size = purchases(verdict, "a", "b", {"a": 8e5, "b": 8e5})
-    assert seed.before == size.before == pytest.approx(verdict.calls["a", "b"].spread, rel=0.01)
+    assert seed.before == size.before == verdict.calls["a", "b"].spread
     assert seed.after < seed.before
     assert size.after < seed.after
     assert seed.flops == pytest.approx(2 * 6 * 1_256_000 * 1e6)
     assert size.flops == pytest.approx(2 * 2 * 6 * 8e5 * 1e6)
-    assert size.probability > seed.probability > 0.5
+    now = verdict.calls["a", "b"].probability
+    assert size.probability > seed.probability > max(now, 1 - now)
+
+
+def test_a_skewed_difference_that_narrows_is_never_less_sure_and_three_designs_have_one_spread():
+    rng = np.random.default_rng(11)
+    few = [run for run in make_design(rng, noise=0.02) if run.width < 70]
+    verdict = compare_series({"few": few, "b": make_design(rng), "c": make_design(rng)}, TARGET)
+    for pair in verdict.calls.values():
+        now = max(pair.probability, 1 - pair.probability)
+        for bought in purchases(verdict, pair.first, pair.second, {"few": 8e5, "b": 8e5, "c": 8e5}):
+            assert bought.before == pair.spread
+            assert bought.after < bought.before
+            assert bought.probability >= now
 
 
 def test_the_expected_narrowing_is_what_more_seeds_bring():
