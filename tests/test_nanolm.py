@@ -192,6 +192,24 @@ class TestLeaderboard:
         assert r"| S | Figure 5a | reproduced in part | \|error\| |" in text  # a bar would end the cell
         assert "reproduced in part" in text and "it extrapolates: no" in text
 
+    def test_a_quick_run_says_so_everywhere_and_does_not_mix(self, tmp_path):
+        quick = leaderboard.mark_quick
+        leaderboard.save_design(quick(design()), tmp_path)
+        claim = {"source": "Figure 3", "statement": "S", "checks": {"it fits": True}, "headline": "Errs by 0.1 %."}
+        write_json(tmp_path / "claims" / "parametrization.json", quick(claim))
+        write_json(tmp_path / "claims" / "cost.json", claim)  # trains nothing: the same in both
+        text = leaderboard.write_results(tmp_path).read_text(encoding="utf-8")
+        assert "**Quick run, a dozen steps: the numbers mean nothing.**" in text and "| mine (quick) |" in text
+        assert "| no verdict | QUICK RUN" in text and text.count("| reproduced |") == 1
+        leaderboard.check_kind(tmp_path, True, ["cost"])
+        with pytest.raises(ConfigurationError, match=r"\.json is a record of a quick run.*--report_dir"):
+            leaderboard.check_kind(tmp_path, False, ["cost"])
+        with pytest.raises(ConfigurationError, match="is a record of a real run, and this is a quick one"):
+            leaderboard.check_kind(FOLDER, True, ["cost", "published"])
+        leaderboard.check_kind(FOLDER, False, ["cost", "published"])
+        plain = leaderboard.results_text([design()], [claim])
+        assert "uick" not in plain
+
     @pytest.mark.parametrize(
         ("changes", "message"),
         [
@@ -233,10 +251,13 @@ def test_a_quick_claim_runs_and_is_read_back(tmp_path):
     assert first.returncode == 0, first.stderr[-2000:]
     claim = json.loads((tmp_path / "claims" / "parametrization.json").read_text(encoding="utf-8"))
     assert set(claim["numbers"]) == {"mup", "sp", "learning_rate"}
+    assert claim["quick"] is True and claim["headline"].startswith("QUICK RUN") and "no verdict" in first.stdout
     assert (tmp_path / "figures" / "parametrization.png").stat().st_size > 10_000
     records = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("run.json")}
     assert len(records) == 10  # 3 rates, 2 more proxies and the target under μP; 3 proxies and the target without
     add = [*command[:3], "--add", str(FOLDER / "twin" / "gpt-12l.yaml"), *command[5:]]  # its runs are there
     added = subprocess.run(add, capture_output=True, text=True, timeout=300)
     assert records == {path: path.stat().st_mtime_ns for path in tmp_path.rglob("run.json")}
-    assert added.returncode == 0 and "| gpt-12l | causal |" in (tmp_path / "RESULTS.md").read_text(encoding="utf-8")
+    assert added.returncode == 0 and "| gpt-12l (quick) | causal |" in (tmp_path / "RESULTS.md").read_text(
+        encoding="utf-8"
+    )

@@ -40,36 +40,49 @@ def parse(arguments: list[str]) -> argparse.Namespace:
 
 def main() -> None:
     """Check the claims or train the added designs, write every record as soon as it is known, and RESULTS.md."""
+    args = parse(sys.argv[1:])
+
     from claims import TRAINED, Benchmark
     from figures import save
     from from_tables import FROM_TABLES
-    from leaderboard import design_record, read_designs, save_design, write_results
+    from leaderboard import (
+        QUICK,
+        check_kind,
+        claim_verdict,
+        design_record,
+        mark_quick,
+        read_designs,
+        save_design,
+        write_results,
+    )  # fmt: skip
     from twins import Options, Twin
 
     from hf_muscaling.folders import writable_folder
     from hf_muscaling.interruption import listening
     from hf_muscaling.runs import write_json
 
-    args = parse(sys.argv[1:])
     report = writable_folder(args.report_dir or args.output_dir)
-    read_designs(report)  # a damaged record is found before any compute
+    read_designs(report)  # a damaged record, or one of the other kind, is found before any compute
+    check_kind(report, args.quick, FROM_TABLES)
+    mark = mark_quick if args.quick else dict
     options = Options(args.output_dir, args.threads, args.placement, args.quick)
     started = time.monotonic()
     with listening():
         for twin in [Twin(path, options) for path in args.add]:
-            path = save_design(design_record(twin.name, twin.result), report)
+            path = save_design(mark(design_record(twin.name, twin.result)), report)
             print(f"{twin.name}: {path}", flush=True)
         benchmark = Benchmark(options)
         for name in [] if args.add else [name for name in NAMES if name in args.only]:
             claim = FROM_TABLES[name]() if name in FROM_TABLES else TRAINED[name](benchmark)
             for record in claim.designs:
-                save_design(record, report)
-            write_json(report / "claims" / f"{name}.json", claim.to_dict())
+                save_design(mark(record), report)
+            record = claim.to_dict() if name in FROM_TABLES else mark(claim.to_dict())
+            write_json(report / "claims" / f"{name}.json", record)
             if claim.figure is not None:
                 (report / "figures").mkdir(exist_ok=True)
-                save(claim.figure, report / "figures" / f"{name}.png")
+                save(claim.figure, report / "figures" / f"{name}.png", QUICK if record.get("quick") else "")
             passed = time.monotonic() - started
-            print(f"\n[{passed:6.0f} s] {claim.source} {claim.verdict}: {claim.headline}", flush=True)
+            print(f"\n[{passed:6.0f} s] {claim.source} {claim_verdict(record)}: {record['headline']}", flush=True)
     print(f"\n{write_results(report, NAMES)}")
 
 

@@ -22,8 +22,10 @@ Panel = tuple[str, Sequence[Run], Sequence[Run], "Score"]
 """title, proxies, targets, the law's score"""
 
 
-def save(figure: Figure, path: Path) -> None:
-    """Write a PNG without a software tag, small enough to be committed."""
+def save(figure: Figure, path: Path, mark: str = "") -> None:
+    """Write a PNG without a software tag, small enough to be committed; `mark` is written across it."""
+    if mark:
+        figure.text(0.5, 0.5, mark, ha="center", va="center", rotation=20, fontsize=15, color="firebrick", alpha=0.5)
     figure.savefig(path, dpi=80, bbox_inches="tight", metadata={"Software": None})
 
 
