@@ -16,7 +16,7 @@ from pathlib import Path
 import numpy as np
 
 from hf_muscaling.configuration import ExperimentConfig, parse_experiment
-from hf_muscaling.errors import ConfigurationError
+from hf_muscaling.errors import ConfigurationError, FitError, TrainingError
 from hf_muscaling.experiment import ExperimentResult, ExperimentSetup, experiment_step_flops, run_experiment
 from hf_muscaling.runs import Run
 
@@ -133,7 +133,10 @@ def compare_designs(
         results: dict[str, ExperimentResult] = {}
         for verifying in (False, True) if verify else (False,):
             for name, config in configs.items():
-                results[name] = run_experiment(replace(config, verify=verifying), progress, ground.setups[name])
+                try:
+                    results[name] = run_experiment(replace(config, verify=verifying), progress, ground.setups[name])
+                except (ConfigurationError, FitError, TrainingError) as error:
+                    raise type(error)(f"Design {name!r}: {error}") from error
             comparison = judge(results, ground, threshold)
             if comparison.is_main_process:
                 write_comparison(comparison, folder)
@@ -147,6 +150,9 @@ def read_designs(
     if isinstance(designs, Mapping):
         found = dict(designs)
     else:
+        for path in designs:
+            if not Path(path).is_file():
+                raise ConfigurationError(f"There is no file {str(path)!r}. A design is a YAML file of an experiment.")
         names = [Path(path).stem for path in designs]
         for name in names:
             if names.count(name) > 1:

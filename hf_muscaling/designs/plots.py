@@ -32,8 +32,8 @@ def _curves(axes: Any, comparison: Comparison) -> None:
     level = comparison.verdict.level
     sizes = np.concatenate([d.fitted.N for d in designs])
     start, end = sizes.min() / 1.15, max(d.N for d in designs) * 1.25
-    fitted = min(d.fitted.N.max() for d in designs)
-    axes.axvspan(fitted, end, color="#f2b134", alpha=0.14, lw=0, label="extrapolation")
+    fitted = max(d.fitted.N.max() for d in designs)  # beyond every proxy; each curve is dashed beyond its own
+    axes.axvspan(fitted, end, color="#f2b134", alpha=0.14, lw=0, label="extrapolation (dashed)")
     grid = np.geomspace(start, end, 80)
     for design, colour, marker in zip(designs, COLOURS * 9, MARKERS * 9, strict=False):
         result = comparison.results[design.name]
@@ -42,7 +42,10 @@ def _curves(axes: Any, comparison: Comparison) -> None:
             band = design.law.predict(N=grid, level=level)
         low, middle, high = (np.asarray(v) * design.scale for v in (band.low, band.loss, band.high))
         axes.fill_between(grid, low, high, color=colour, alpha=0.15, lw=0)
-        axes.plot(grid, middle, color=colour, lw=1.6, label=design.name)
+        inside = grid <= design.fitted.N.max()
+        axes.plot(grid[inside], middle[inside], color=colour, lw=1.6, label=design.name)
+        beyond = max(int(inside.sum()) - 1, 0)
+        axes.plot(grid[beyond:], middle[beyond:], color=colour, lw=1.6, ls=(0, (4, 1.5)))
         losses = [run.loss * design.scale for run in design.runs if run.loss is not None]
         axes.plot(design.fitted.N, losses, marker, color=colour, ms=4, alpha=0.8)
         p = result.prediction
@@ -82,7 +85,8 @@ def _differences(axes: Any, comparison: Comparison, calls: list[Any]) -> None:
         said = "too close to call" if call.winner is None else f"{call.winner} wins"
         chance = f"P({call.first} lower) = {call.probability:.3f}"
         axes.annotate(f"{call.first} − {call.second}: {said}\n{chance}", (0.02, row + 0.12),
-                      xycoords=("axes fraction", "data"), va="bottom", fontsize=9)  # fmt: skip
+                      xycoords=("axes fraction", "data"), va="bottom", fontsize=9,
+                      bbox={"fc": "white", "ec": "none", "pad": 1.0})  # fmt: skip
         actual = comparison.actual_difference(call)
         if actual is not None:
             axes.plot(100 * actual, row, "*", ms=13, color="white", mec="black", zorder=5,

@@ -10,10 +10,9 @@ import yaml
 
 from hf_muscaling import compare_designs
 from hf_muscaling.cli import main
+from hf_muscaling.errors import TrainingError
 from hf_muscaling.trainer import MuTrainer
 from tests.series_helpers import tiny_experiment
-
-pytestmark = pytest.mark.slow
 
 
 @pytest.fixture(autouse=True)
@@ -24,6 +23,7 @@ def _own_cache(tmp_path, monkeypatch):
         yield
 
 
+@pytest.mark.slow
 def test_two_designs_are_compared_and_verified(tmp_path, monkeypatch, capsys):
     small = tiny_experiment(tmp_path, placement="together", target_width=120)
     # a design that is worse by construction: its learning rates are far too small
@@ -67,6 +67,29 @@ def test_two_designs_are_compared_and_verified(tmp_path, monkeypatch, capsys):
     assert (folder / "comparison.png").read_bytes() == before
 
 
+def _write(folder, name, **changes):
+    settings = {k: v for k, v in asdict(tiny_experiment(folder, **changes)).items() if v is not None}
+    (folder / f"{name}.yaml").write_text(yaml.safe_dump(settings))
+    return str(folder / f"{name}.yaml")
+
+
+def test_a_missing_file_is_named(tmp_path, capsys):
+    assert main(["compare", _write(tmp_path, "a"), str(tmp_path / "nope.yaml")]) == 2
+    shown = capsys.readouterr().err
+    assert "There is no file" in shown and "nope.yaml" in shown and "--config" not in shown
+
+
+def test_a_design_that_fails_is_named(tmp_path, capsys, monkeypatch):
+    def diverge(config, *_):
+        raise TrainingError("Every run of the grid diverged.")
+
+    monkeypatch.setattr("hf_muscaling.designs.compare.run_experiment", diverge)
+    files = [_write(tmp_path, "boom"), _write(tmp_path, "calm", vocab_size=300)]
+    assert main(["compare", *files, "--output_dir", str(tmp_path / "out")]) == 2
+    assert "TrainingError: Design 'boom': Every run of the grid diverged." in capsys.readouterr().err
+
+
+@pytest.mark.slow
 def test_bad_input_is_a_paragraph_and_status_2(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     files = []
