@@ -358,7 +358,7 @@ def parse_experiment(
     first = argparse.ArgumentParser(add_help=False)
     first.add_argument("--config")
     given, rest = first.parse_known_args(arguments)
-    parser = HfArgumentParser(kind, description=description, allow_abbrev=False)
+    parser = HfArgumentParser(kind, description=description, allow_abbrev=False, exit_on_error=False)
     parser.add_argument("--config", help="YAML file with any of these settings.")
     if given.config:
         parser.set_defaults(**_coerced(read_experiment_file(given.config, kind), kind))

@@ -90,10 +90,10 @@ class Menu:
         places = [(o.width, o.steps) for o in self.options]
         if len(set(places)) != len(places):
             raise ConfigurationError(f"The options repeat a width and number of steps: {sorted(places)}.")
-        if self.max_seeds < 1 or self.overhead < 0:
-            raise ConfigurationError(
-                f"max_seeds={self.max_seeds} must be 1 or more and overhead={self.overhead} 0 or more."
-            )
+        if self.max_seeds < 1:
+            raise ConfigurationError(f"max_seeds={self.max_seeds} must be 1 or more: the most runs of one width.")
+        if self.overhead < 0:
+            raise ConfigurationError(f"overhead={self.overhead} must be 0 or more, a share of the target's FLOPs.")
 
     @property
     def points(self) -> Points:

@@ -29,6 +29,7 @@ from .belief import DRAWS, Assumptions, Belief, Points, PowerBelief, belief_of
 
 Columns = Mapping[str, np.ndarray]
 TEMPERED = 256  #: draws
+CLOSE = 0.7  #: share of the tempered interval below which the law's own, from so many draws, is taken to be narrower
 WORST = 1.0  #: what a simulated series that the law refuses counts: nothing was learnt
 
 
@@ -60,9 +61,9 @@ def half_width(
 ) -> float:
     """Return the half-width of a fitted law's interval at a target, as a share of the loss, as plans count it.
 
-    For a `PowerLaw` the interval of `predict` (from `TEMPERED` of its draws, so to a few percent of it), or the one
-    that its posterior gives with the noise and misfit of the `assumptions` as prior, whichever is wider; for another
-    law that of `predict`.
+    For a `PowerLaw` the interval of `predict`, as a report gives it, or the one that its posterior gives with the noise
+    and misfit of the `assumptions` as prior (from `TEMPERED` draws), whichever is wider; for another law that of
+    `predict`.
 
     >>> runs = {"N": [1e6, 2e6, 4e6], "loss": [2 + 40 * n**-0.25 for n in (1e6, 2e6, 4e6)]}
     >>> law = PowerLaw().fit(runs)                                   # three runs exactly on a curve
@@ -71,12 +72,22 @@ def half_width(
     True
     """
     if not isinstance(law, PowerLaw):
-        p = law.predict(level=level, **target)
-        return float((p.high - p.low) / (2 * p.loss))
+        return own_half_width(law, target, level)
     x, largest = float(target[law.variable]), law.range_[law.variable][1]
     both = PowerBelief.posterior(law, TEMPERED), PowerBelief.measured(law, assumptions, TEMPERED)
     log, deviation = (np.stack(parts) for parts in zip(*(b.spread(x, largest) for b in both), strict=True))
-    return float(_half_widths(log, deviation, level).max())
+    own, tempered = _half_widths(log, deviation, level)
+    if own < CLOSE * tempered:  # a few hundred draws are enough to tell
+        return float(tempered)
+    return max(float(tempered), own_half_width(law, target, level))
+
+
+def own_half_width(law: ScalingLaw, target: Mapping[str, float], level: float = 0.9) -> float:
+    """Return the half-width of the interval that `predict` gives at a target, as a share of the loss."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # how far the target lies: the interval says it
+        p = law.predict(level=level, **target)
+    return float((p.high - p.low) / (2 * p.loss))
 
 
 def _half_widths(log: np.ndarray, deviation: np.ndarray, level: float) -> np.ndarray:

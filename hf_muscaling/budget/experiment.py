@@ -6,6 +6,8 @@ and the best of them is the base width's first proxy.
 
 from __future__ import annotations
 
+import math
+import warnings
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
@@ -107,10 +109,21 @@ def offer(config: ExperimentConfig, vocabulary: int, widths: Sequence[int] | Non
     def cost(width: int) -> float:
         return experiment_step_flops(config, width, vocabulary) / whole
 
+    if top <= config.base_width:
+        raise ConfigurationError(
+            f"The target's width {top} is not larger than the base width {config.base_width}, at which the grid is "
+            "searched. Give a larger --target_width, or a smaller --base_width."
+        )
+    if config.budget is not None and budget > 1:
+        warnings.warn(
+            f"The budget of {100 * budget:.3g} % is more than training the target, which costs 100 %.",
+            UserWarning,
+            stacklevel=2,
+        )
     cells = len(config.learning_rates) * len(config.init_stds) * len(config.output_multipliers)
     overhead = cells * cost(config.base_width)
     if widths is None:
-        widths = _affordable(config, cost, budget - overhead, BEYOND * budget - overhead)
+        widths = _affordable(config, cost, budget, overhead)
     too_wide = [w for w in widths if w >= top]
     if too_wide:
         raise ConfigurationError(f"The width {too_wide[0]} is no proxy of a target of width {top}; leave it out.")
@@ -125,23 +138,36 @@ def offer(config: ExperimentConfig, vocabulary: int, widths: Sequence[int] | Non
     )  # fmt: skip
 
 
-def _affordable(config: ExperimentConfig, cost: Callable[[int], float], left: float, more: float) -> list[int]:
+def _affordable(config: ExperimentConfig, cost: Callable[[int], float], budget: float, overhead: float) -> list[int]:
+    more = BEYOND * budget - overhead
     step, smallest = config.head_size, min(*config.widths, config.base_width)
     ladder = list(range(smallest, config.target_width, step))
     free = {config.base_width}
     cheapest = sum(sorted(0.0 if w in free else cost(w) for w in ladder)[:2])
     least = sum(sorted(0.0 if w in free else cost(w) for w in ladder)[:3])
-    if len(ladder) < 3 or least > left * (1 + 1e-9):
+    if len(ladder) < 3:
         raise ConfigurationError(
-            f"The budget leaves {100 * left:.3g} % of the target's FLOPs for proxies beside the grid, and the cheapest "
-            f"three widths cost {100 * least:.3g} %. Raise --budget, search fewer learning rates, or take a larger "
-            "target."
+            f"Between {smallest} and the target's width {config.target_width} lie {len(ladder)} multiples of the head "
+            f"size {step}, and a law needs three proxies. Take a larger target or a smaller --head_size."
+        )
+    if overhead + least > budget * (1 + 1e-9):
+        raise ConfigurationError(
+            f"The budget of {100 * budget:.3g} % is too small: the grid costs {100 * overhead:.3g} % of the target's "
+            f"FLOPs and the cheapest three widths cost {100 * least:.3g} % beside it, so that --budget must be "
+            f"{_up(overhead + least)} % or more. Raise it, search fewer learning rates, or take a larger target."
         )
     inside = [w for w in ladder if w in free or cheapest + cost(w) <= more * (1 + 1e-9)]
     if len(inside) <= MOST:
         return inside
     wanted = np.geomspace(inside[0], inside[-1], MOST)
     return sorted({inside[int(np.abs(np.array(inside) - w).argmin())] for w in wanted} | free)
+
+
+def _up(share: float) -> str:
+    """Return a share in percent, rounded up to three digits: a budget of so much is enough."""
+    percent = 100 * share
+    step = 10.0 ** (math.floor(math.log10(percent)) - 2)
+    return f"{math.ceil(percent / step - 1e-9) * step:.10g}"
 
 
 def train_planned(

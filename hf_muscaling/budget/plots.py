@@ -16,6 +16,7 @@ def plot_budget(plan: BudgetPlan) -> Figure:
     the chosen design, equal spacing and the tolerance.
     """
     from matplotlib.figure import Figure
+    from matplotlib.ticker import LogLocator, NullFormatter
 
     figure = Figure(figsize=(7.2, 4.6))
     axes = figure.subplots()
@@ -38,12 +39,21 @@ def plot_budget(plan: BudgetPlan) -> Figure:
         ylabel=f"half-width of the {100 * plan.level:g} % interval, % of the loss",
         title="What a budget buys: the interval to expect at the target",
     )  # fmt: skip
-    for axis in (axes.xaxis, axes.yaxis):
+    for axis, (low, high) in ((axes.xaxis, axes.get_xlim()), (axes.yaxis, axes.get_ylim())):
+        axis.set_major_locator(LogLocator(subs=_ticks(high / low), numticks=50))
         axis.set_major_formatter(lambda value, _: f"{value:g}")
-        axis.set_minor_formatter(lambda value, _: f"{value:g}")
-    axes.tick_params(which="minor", labelsize=7)
+        axis.set_minor_formatter(NullFormatter())
     axes.legend(frameon=False)
     return figure
+
+
+def _ticks(span: float) -> tuple[float, ...]:
+    """Return which multiples of a power of ten are labelled, fewer the further an axis spans."""
+    if span > 300:
+        return (1.0,)
+    if span > 5:
+        return (1.0, 2.0, 5.0)
+    return (1.0, 1.5, 2.0, 3.0, 4.0, 5.0, 7.0) if span > 2 else (1.0, 1.2, 1.4, 1.6, 1.8, 2.0, 2.5, 3.0, 4.0, 6.0, 8.0)
 
 
 def _spread(plan: BudgetPlan) -> list[tuple[float, float, float]]:

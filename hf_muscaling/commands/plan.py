@@ -38,7 +38,7 @@ def run(arguments: Sequence[str]) -> int:
     add("--json", action="store_true", help="print JSON instead of the table")
     budget = parser.add_argument_group("what to train for a budget")
     add = budget.add_argument
-    add("--target", metavar="WIDTH", help="the same as --target_width")
+    add("--target", type=int, metavar="WIDTH", help="the same as --target_width")
     add("--budget", metavar="SHARE", help="of the target's FLOPs, grid included: 5%%")
     add("--tolerance", metavar="SHARE", help="half-width of the interval, of the loss, that is tight enough: 1%%")
     add("--runs", metavar="FOLDER", help="output folder of a run-series: advice from the runs finished there")
@@ -51,7 +51,7 @@ def run(arguments: Sequence[str]) -> int:
     add("--plot", metavar="PNG", help="write the trade-off as a figure")
     given, rest = parser.parse_known_args(take_config(list(arguments)))
     for name, value in (("target_width", given.target), ("budget", given.budget), ("tolerance", given.tolerance)):
-        rest += [f"--{name}={value}"] if value else []
+        rest += [] if value is None else [f"--{name}={value}"]
 
     from hf_muscaling.configuration import parse_experiment
 
@@ -85,8 +85,8 @@ def _budget(experiment: "ExperimentConfig", given: Namespace) -> int:
     _check(given)
     with as_notes():
         runs = finished_proxies(experiment, given.runs) if given.runs else []
-    vocabulary = runs[0].config["vocab_size"] if runs else experiment_vocabulary(experiment)
-    offered = offer(experiment, vocabulary, given.candidates)
+        vocabulary = runs[0].config["vocab_size"] if runs else experiment_vocabulary(experiment)
+        offered = offer(experiment, vocabulary, given.candidates)
     if runs:
         advice = offered.advise(runs, assumptions, max_seeds=given.max_seeds)
         print(json.dumps(advice.to_dict(), indent=1) if given.json else advice)
@@ -124,6 +124,8 @@ def _check(given: Namespace) -> None:
         raise ConfigurationError(
             "--plot draws the trade-off of a plan before any run, and --runs asks for advice, one line: leave one out."
         )
+    if given.max_seeds < 1:
+        raise ConfigurationError(f"--max-seeds {given.max_seeds}: the most runs of one width must be 1 or more.")
     if given.plot:
         writable(given.plot, ".png")
 

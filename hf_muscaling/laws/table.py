@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from ..errors import FitError
+from ..runs import Run, Series
 
 NUMBERS = (
     *("N", "N_non_embedding", "D", "S", "B", "C", "loss", "weight", "step"),
@@ -50,8 +51,8 @@ _USUAL_NAMES = {
 def read_table(data: Any, columns: Sequence[str], optional: Sequence[str] = ()) -> dict[str, np.ndarray]:
     """The columns a law needs, as validated float arrays of equal length (labels stay as they are).
 
-    `data` is a `Series`, a pandas or polars frame, a pyarrow or datasets table, a NumPy record array, a dict of
-    columns or a list of dicts. Numbers must be finite and > 0 (a weight may be 0).
+    `data` is a `Series`, a list of `Run`s, a pandas or polars frame, a pyarrow or datasets table, a NumPy record array,
+    a dict of columns or a list of dicts. Numbers must be finite and > 0 (a weight may be 0).
 
     Raises `FitError` when `data` has another layout, no rows, a missing column, or a value that is not a positive
     number. Warns when rows are repeated or D < N / 1000. A needed D, S, B or C that is absent is derived: D = S·B,
@@ -119,6 +120,8 @@ def run_labels(raw: dict[str, Any]) -> list[str] | None:
 
 def _columns(data: Any) -> dict[str, Any]:
     """The columns of any supported layout, not yet validated."""
+    if isinstance(data, Sequence) and len(data) and all(isinstance(run, Run) for run in data):
+        data = Series(list(data))
     if hasattr(data, "to_rows"):
         data = data.to_rows()
     if isinstance(data, Mapping):
@@ -143,9 +146,8 @@ def _columns(data: Any) -> dict[str, Any]:
             else ""
         )
         raise FitError(
-            f"Cannot read a table from {type(data).__name__!r}. Pass a Series, a pandas, pyarrow or datasets table, "
-            f"a dict of "
-            "columns or a list of dicts." + hint
+            f"Cannot read a table from {type(data).__name__!r}. Pass a Series, a list of Runs, a pandas, pyarrow or "
+            "datasets table, a dict of columns or a list of dicts." + hint
         )
     for name, values in columns.items():
         if isinstance(values, (str, bytes)) or not hasattr(values, "__len__"):

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 from dataclasses import asdict
 from pathlib import Path
 
@@ -57,6 +58,17 @@ def test_the_command_plans(tmp_path, capsys):
         (["--budget=-1%"], "budget='-1%'"),
         (["--tolerance", "0"], "tolerance='0'"),
         (["--budget", "1%"], "cheapest three widths cost"),
+        (["--budget", "5%", "--target", "256"], "the grid costs 9.3"),
+        (
+            ["--budget", "40%", "--target", "32", "--widths", "48", "64", "96"],
+            "target's width 32 is not larger than the base width 32",
+        ),
+        (["--budget", "40%", "--target", "24", "--head_size", "8"], "target's width 24 is not larger than the base"),
+        (["--budget", "40%", "--target", "64", "--widths", "32", "48", "96"], "lie 2 multiples of the head size 16"),
+        (["--budget", "40%", "--target", "abc"], "argument --target: invalid int value: 'abc'"),
+        (["--budget", "40%", "--steps", "abc"], "argument --steps: invalid int value: 'abc'"),
+        (["--budget", "40%", "--target", "0"], "target_width must be positive"),
+        (["--budget", "40%", "--max-seeds", "0"], "--max-seeds 0: the most runs"),
         (["--runs", "nowhere"], "add --budget"),
         (["--budget", "50%", "--runs", "nowhere"], "no finished run"),
         (["--budget", "50%", "--candidates", "32", "48", "512", "--target", "512"], "no proxy of a target"),
@@ -71,7 +83,23 @@ def test_the_command_plans(tmp_path, capsys):
 def test_bad_flags_are_one_paragraph(capsys, words, message):
     assert main(["plan", *words]) == 2
     shown = capsys.readouterr().err
-    assert message in shown and "Traceback" not in shown
+    assert message in shown and "Traceback" not in shown and "usage:" not in shown and "overhead" not in shown
+    assert len(shown.strip().splitlines()) == 1
+
+
+def test_the_smallest_budget_is_named_and_is_enough(recwarn):
+    config = ExperimentConfig(target_width=256, budget="5%")
+    with pytest.raises(ConfigurationError) as refused:
+        offer(config, 1024)
+    least = re.search(r"--budget must be ([\d.]+) % or more", str(refused.value)).group(1)
+    assert float(least) > 10
+    assert len(offer(ExperimentConfig(target_width=256, budget=f"{least}%"), 1024).options) >= 3
+    below = f"{0.98 * float(least)}%"
+    with pytest.raises(ConfigurationError, match="cheapest three"):
+        offer(ExperimentConfig(target_width=256, budget=below), 1024)
+    assert not recwarn.list
+    with pytest.warns(UserWarning, match="500 % is more than training the target, which costs 100 %"):
+        offer(ExperimentConfig(target_width=256, budget="500%"), 1024)
 
 
 def test_settings_of_a_file(tmp_path):

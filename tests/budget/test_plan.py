@@ -2,6 +2,7 @@
 
 import itertools
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -10,6 +11,7 @@ from scipy.stats import spearmanr
 from hf_muscaling import PowerLaw, expected_interval, plan_budget
 from hf_muscaling.budget import Assumptions, PowerBelief, ProxyOption, equal_spacing
 from hf_muscaling.budget.design import Menu
+from hf_muscaling.budget.plots import plot_budget
 from hf_muscaling.budget.screening import Screen
 from hf_muscaling.budget.search import Question, search
 from hf_muscaling.errors import ConfigurationError
@@ -137,3 +139,16 @@ def test_equal_spacing_reaches_as_far_as_the_budget_goes():
     chosen = [o.width for o, n in zip(options(), counts, strict=True) if n]
     assert set(counts) == {0, 2} and chosen[0] == 32 and len(chosen) == 4
     assert equal_spacing(options(), 0.001) is None
+
+
+def test_the_figure_labels_few_ticks_of_one_size():
+    full = plan_budget(options(), size(TARGET_WIDTH), 0.3, draws=4, curve=False)
+    for stretch in (1, 2, 8, 1000):  # from less than a factor of two to four decades
+        plan = replace(full, curve=tuple(replace(full.design, cost=c) for c in (0.1, 0.3 * stretch)))
+        axes = plot_budget(plan).axes[0]
+        for axis, (low, high) in ((axes.xaxis, axes.get_xlim()), (axes.yaxis, axes.get_ylim())):
+            assert not any(axis.get_minor_formatter()(value, 0) for value in (0.9, 1.0, 2.0, 60.0))
+            labelled = [value for value in axis.get_majorticklocs() if low <= value <= high]
+            assert 2 <= len(labelled) <= 8
+            gaps = np.diff(np.log(labelled)) / np.log(high / low)
+            assert gaps.min() > 0.05  # none runs into the next

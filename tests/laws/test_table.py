@@ -8,6 +8,7 @@ import pytest
 from hf_muscaling.errors import ConfigurationError, FitError
 from hf_muscaling.laws import ChinchillaLaw, PowerLaw
 from hf_muscaling.laws.table import read_table
+from hf_muscaling.runs import Run, Series
 
 COLUMNS = {"N": [1e6, 2e6, 4e6], "loss": [3.0, 2.8, 2.7]}
 ROWS = [{"N": n, "loss": loss} for n, loss in zip(COLUMNS["N"], COLUMNS["loss"], strict=True)]
@@ -157,3 +158,18 @@ def test_arguments_of_the_wrong_kind():
         ChinchillaLaw().fit(runs).predict(N=[1e9, 2e9, 3e9], D=[1e9, 2e9])
     with pytest.raises(FitError, match="is no irreducible loss of these runs"):
         ChinchillaLaw(fixed={"E": 50}).fit(runs)
+
+
+def test_a_list_of_runs_is_read_as_their_series():
+    def run(n, loss):
+        at = {"N": n, "N_non_embedding": n, "D": 10, "S": 1, "B": 10, "C": 1.0, "width": 1, "seed": 0, "lr": 0.1}
+        return Run(f"n{n}", "diverged" if loss is None else "finished", loss=loss, **at)
+
+    runs = [run(1_000_000, 3.0), run(2_000_000, 2.8), run(3_000_000, None), run(4_000_000, 2.7)]
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        assert PowerLaw().fit(runs).params_ == PowerLaw().fit(Series(runs)).params_ == PowerLaw().fit(ROWS).params_
+    with pytest.raises(FitError, match="a list of Runs"):
+        PowerLaw().fit([*runs, {"N": 1}])
+    with pytest.raises(FitError, match="no rows|no column"):
+        PowerLaw().fit([run(1_000_000, None)])
