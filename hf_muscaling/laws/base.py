@@ -160,7 +160,7 @@ class ScalingLaw(SharedLaw, ABC):
     def caveats(self) -> list[str]:
         """What the runs leave open or contradict, one sentence each: what `fit` warned of and `summary` notes."""
         self._check_fitted()
-        return [*self._weaknesses(), *caveats.strays(self)]
+        return [*self._weaknesses(), *caveats.scatter(self), *caveats.strays(self)]
 
     def predict(self, *, level: float = 0.9, **at: Any) -> Prediction:
         """The loss of a run that was not trained, with an interval that holds it with probability `level`.
@@ -331,6 +331,7 @@ class ScalingLaw(SharedLaw, ABC):
         found = [(caveats.families(raw), ""), caveats.precisions(raw)]
         if "D" in self.columns.values():
             found.append(caveats.repeated_data(raw))
+        found += [caveats.magnitudes(raw, name) for name in self.columns.values() if name in ("N", "N_non_embedding")]
         if len(self.columns) == 1:
             found.append(caveats.horizons(raw, *self.columns))
         for messages, _ in found:

@@ -18,6 +18,9 @@ if TYPE_CHECKING:
 
 APART = 1.1  #: runs whose tokens (or sizes) differ by more than this factor are not at one horizon (of one size)
 PROPORTIONAL = 0.05  #: spread of log(D/N) below which tokens count as proportional to parameters
+GAP = 1000.0  #: no ladder of sizes skips such a factor; millions beside plain numbers do
+TINY = 2e4  #: no language model has so few parameters, but many a size in millions is such a number
+SCATTER = 0.1  #: typical residual above which the law does not describe the runs: 0.2 to 4.5 % in published tables
 RISE = 3.0  #: standard errors by which residuals must rise with a variable to say that the loss does
 
 
@@ -102,6 +105,37 @@ def horizons(raw: Mapping[str, Any], variable: str) -> tuple[list[str], str]:
         f"The runs are {what} ({other} from {low:.4g} to {high:.4g}) and {law}: part of what it takes for the effect "
         f"of {variable} is that of {other}. Fit ChinchillaLaw, which has both, or runs of one {other}."
     ], words
+
+
+def magnitudes(raw: Mapping[str, Any], column: str) -> tuple[list[str], str]:
+    """Sizes of which some look like millions or billions beside others in plain units, and the words for it."""
+    values = _numbers(raw, column)
+    sizes = np.unique(values[values > 0]) if values is not None else np.array([])
+    steps = np.where(sizes[:-1] < TINY, sizes[1:] / sizes[:-1], 0.0)
+    if not len(steps) or not steps.max() >= GAP:
+        return [], ""
+    low, high = sizes[int(np.argmax(steps)) :][:2]
+    rows = int(np.sum(values <= low)) if values is not None else 0
+    return [
+        f"{column} jumps from {low:.4g} to {high:.4g} with no size between ({rows} of {len(raw[column])} rows lie "
+        f"below): check that every row gives {column} in plain units, none in millions or billions. A law fitted to "
+        "mixed units predicts nothing."
+    ], f"; {column} jumps from {low:.4g} to {high:.4g}"
+
+
+def scatter(law: ScalingLaw) -> list[str]:
+    """Residuals of tens of per cent in most rows: the law describes other runs than these."""
+    at = [law._columns[column] for column in law.columns.values()]
+    with np.errstate(all="ignore"):
+        off = np.abs(np.asarray(law.loss(*at, **law.params_), float) / law._columns["loss"] - 1)
+    typical = float(np.median(off))
+    if not typical > SCATTER:
+        return []
+    return [
+        f"Half of the rows lie more than {100 * typical:.0f} % off the fit, where published runs lie "
+        "within 5 %: do not use its predictions. Check the columns' units (all N, all D in plain numbers), what the "
+        "loss is, and that all rows are of one recipe."
+    ]
 
 
 def strays(law: ScalingLaw) -> list[str]:

@@ -15,7 +15,8 @@ from typing import Any
 import numpy as np
 
 from ..errors import ConfigurationError, FitError
-from .base import ScalingLaw
+from . import caveats
+from .base import IdentificationWarning, ScalingLaw
 from .regression import RegressionLaw
 from .table import _columns, read_table, run_labels
 from .together import estimate_together
@@ -57,7 +58,7 @@ class Extrapolation:
 
     `are` (mean |L_fit - L| / L), `coverage` (share of scored checkpoints inside the interval), `half_width` (median
     over targets, relative to the prediction; NaN without intervals), `targets`, `skipped` (origins that could not be
-    fitted, with the reason), `law` (fitted, of the last origin).
+    fitted, with the reason), `law` (fitted, of the last origin), `order` (what runs are small or large by).
     """
 
     are: float
@@ -67,6 +68,7 @@ class Extrapolation:
     targets: tuple[Target, ...]
     skipped: tuple[str, ...]
     law: ScalingLaw
+    order: str = "N"
 
     def __str__(self) -> str:
         lines = [
@@ -83,7 +85,7 @@ class Extrapolation:
             size = f" (N {t.N:.4g}, {t.extrapolation:.3g} × the largest fitted)" if np.isfinite(t.N) else ""
             lines.append(
                 f"  {t.run}{size}: predicted {t.predicted:.4f}{interval}, actual {t.loss:.4f}, "
-                f"ARE {100 * t.are:.2f} %, from {t.models} {'sizes' if np.isfinite(t.N) else 'levels'}"
+                f"ARE {100 * t.are:.2f} %, from {t.models} {'sizes' if np.isfinite(t.N) else f'distinct {self.order}'}"
             )
         if len(self.targets) > 20:
             lines.append(f"  … and {len(self.targets) - 20} more")
@@ -158,7 +160,9 @@ def evaluate_extrapolation(
             skipped.append(f"target {runs.key} {runs.size[rows[0]]:.4g}: {error}")
     if fitted is None or not found:
         raise FitError(f"No origin of the table could be fitted. The last reason: {skipped[-1]}")
-    return _summed(found, skipped, fitted, level)
+    for message in caveats.scatter(fitted):
+        warnings.warn(message, IdentificationWarning, stacklevel=2)
+    return _summed(found, skipped, fitted, level, runs.key)
 
 
 def evaluate_together(
@@ -193,7 +197,9 @@ def evaluate_together(
     return found
 
 
-def _summed(found: Sequence[Target], skipped: Sequence[str], law: ScalingLaw, level: float | None) -> Extrapolation:
+def _summed(
+    found: Sequence[Target], skipped: Sequence[str], law: ScalingLaw, level: float | None, order: str
+) -> Extrapolation:
     return Extrapolation(
         float(np.mean([t.are for t in found])),
         float(np.mean([t.coverage for t in found])),
@@ -202,6 +208,7 @@ def _summed(found: Sequence[Target], skipped: Sequence[str], law: ScalingLaw, le
         tuple(found),
         tuple(skipped),
         law,
+        order,
     )
 
 
@@ -270,7 +277,9 @@ class _Runs:
         """The same runs in the order of the FLOPs each ends with."""
         for names in (["C"], ["D", "C"]):  # C may follow from N and D, and D from S and B
             try:
-                compute = read_table(self.raw, names)["C"]
+                with warnings.catch_warnings():  # equal C are no copies: `of` has looked at the rows
+                    warnings.simplefilter("ignore", UserWarning)
+                    compute = read_table(self.raw, names)["C"]
                 break
             except FitError as error:
                 reason = error

@@ -12,6 +12,7 @@ from hf_muscaling.laws import (
     KaplanLaw,
     KaplanStepLaw,
     PowerLaw,
+    evaluate_extrapolation,
 )
 from hf_muscaling.laws.caveats import horizons
 
@@ -168,3 +169,46 @@ def test_a_million_rows_are_read_at_once():
     d = np.tile(np.geomspace(1e9, 1e10, 1000), 1000)
     said, words = horizons({"N": n, "D": d, "loss": n}, "N")
     assert "different numbers of tokens" in said[0] and words == "; D from 1e+09 to 1e+10"
+
+
+class TestDoubtfulTables:
+    n = np.geomspace(5e7, 3e9, 6)
+
+    def test_three_single_runs_leave_no_residual(self):
+        few = PowerLaw().fit({"N": self.n[:3], "loss": 2 + 40 * self.n[:3] ** -0.25})
+        assert any("leave no residual" in m for m in few.caveats()) and "leave no residual" in few.summary()
+        for n in (self.n, np.repeat(self.n[:3], 2)):
+            noise = np.exp(0.002 * np.random.default_rng(0).normal(size=6))
+            law = PowerLaw().fit({"N": n, "loss": (2 + 40 * n**-0.25) * noise})
+            assert not any("leave no residual" in m for m in law.caveats())
+
+    def mixed(self):
+        return RUNS | {"N": np.where(np.arange(25) % 2, N / 1e6, N)}
+
+    def test_mixed_units_are_said_in_fit_and_evaluation(self):
+        law = ChinchillaLaw()
+        said = messages(law, self.mixed())
+        assert any("N jumps from 1000 to 1e+07" in m for m in said) and "jumps" in law.summary()
+        assert any("Half of the rows lie more than" in m for m in said)
+        with pytest.warns(UserWarning, match="N jumps from 1000"):
+            evaluate_extrapolation(self.mixed(), ChinchillaLaw, level=None)
+
+    def test_large_residuals_are_said_without_a_jump(self):
+        wild = RUNS | {"loss": RUNS["loss"] * np.exp(0.5 * np.random.default_rng(0).normal(size=25))}
+        for use in (ChinchillaLaw().fit, lambda t: evaluate_extrapolation(t, ChinchillaLaw, level=None)):
+            with pytest.warns(IdentificationWarning, match="Half of the rows lie more than"):
+                use(wild)
+
+    def test_good_tables_are_left_alone(self, nanolm):
+        tables = [(PowerLaw(), {"N": n, "loss": loss}) for n, loss in nanolm.values()]
+        tables.append((PowerLaw(), {"N": np.array([3e4, 6e4, 1e5, 7e9]), "loss": np.array([5.0, 4.6, 4.4, 2.2])}))
+        for law, table in [*tables, (ChinchillaLaw(), RUNS)]:
+            assert not [m for m in messages(law, table) if "jumps" in m or "Half of" in m]
+
+    def test_equal_compute_is_no_copy(self):
+        n, d = np.repeat([1e8, 2e8, 4e8], 3), np.tile([1e9, 2e9, 4e9], 3)
+        runs = {"N": n, "D": d, "loss": [3.2, 3.0, 2.9, 3.0, 2.8, 2.7, 2.9, 2.7, 2.6]}
+        with warnings.catch_warnings():
+            warnings.simplefilter("error", UserWarning)
+            found = evaluate_extrapolation(runs, ChinchillaLaw, "largest_compute", level=None)
+        assert "distinct C" in str(found)
