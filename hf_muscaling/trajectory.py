@@ -7,9 +7,11 @@ same blocks in the same order, and none of them twice. The learning rate is sear
 noisy gradients make the same progress per token, which is what "below the critical batch size" means.
 """
 
+import json
 import logging
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -17,7 +19,7 @@ import numpy as np
 from hf_muscaling.configuration import ExperimentConfig, _option
 from hf_muscaling.curves import curve_table, steps_to_loss
 from hf_muscaling.errors import ConfigurationError, FitError, TrainingError
-from hf_muscaling.runs import Run, write_json
+from hf_muscaling.runs import Run, read_json, write_json
 
 if TYPE_CHECKING:
     from hf_muscaling.experiment import ExperimentSetup
@@ -27,6 +29,21 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 LATE = 0.3  #: share of a curve left out before it is scored
+
+UNUSED = {
+    "warmup_steps": "set warmup_share instead: the warm-up is a share of each run",
+    "logging_steps": "every run logs about 400 rows",
+    "live": "follow the progress bar",
+    "budget": "choose widths, batch_sizes and steps",
+    "tolerance": "choose widths, batch_sizes and steps",
+    "learning_rate_law": "give its rate as learning_rates",
+    "push_to_hub": "push the folder afterwards",
+    "hub_private_repo": "push the folder afterwards",
+}
+"""Settings of other experiments which a trajectory does not use, and what to do instead."""
+
+NOT_PREDICTING = {"output_dir", "verify", "target_seeds", "placement", "threads", "checkpoint_steps", *UNUSED}
+"""Settings that do not change the prediction."""
 
 
 @dataclass
@@ -66,6 +83,18 @@ class TrajectoryConfig(ExperimentConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        for known in (f for f in fields(self) if f.name in UNUSED):
+            if (value := getattr(self, known.name)) != known.default:
+                raise ConfigurationError(
+                    f"{known.name}={value!r} is not used by a trajectory experiment. Leave it out; "
+                    f"{UNUSED[known.name]}."
+                )
+        for name in ("init_stds", "output_multipliers"):
+            if len(getattr(self, name)) > 1:
+                raise ConfigurationError(
+                    f"{name}={getattr(self, name)}: a trajectory experiment searches the learning rate only. Give one "
+                    "value, the best of a series' grid."
+                )
         for name in ("batch_sizes", "target_batch_sizes"):
             values = getattr(self, name)
             if not values or any(v <= 0 for v in values) or len(set(values)) != len(values):
@@ -107,8 +136,10 @@ class CurveError:
 
     `error` is the mean of |predicted - measured| / measured, `worst` the largest, `inside` the share of windows in the
     interval; `reaches` lists, for each loss, the measured steps, the predicted ones' relative error and whether their
-    interval holds the measured. A run that ended above a loss (`reached` false) gives the fewest steps it can take:
-    predicted steps below that are off by `error` or more, and `inside` is None unless the interval ends before.
+    interval holds the measured. A loss that the run passed before its first window (`reached` None, `error` None) has
+    that window's step as the most it can have taken: `inside` is None unless the interval lies beyond. A run that ended
+    above a loss (`reached` false) gives the fewest steps it can take: predicted steps below that are off by `error` or
+    more, and `inside` is None unless the interval ends before.
     """
 
     B: int
@@ -155,6 +186,8 @@ def predict_trajectory(config: TrajectoryConfig, progress: bool = True) -> Traje
     `prediction.md` and plots before the target is trained; `verification.json`, `verification.md` and `overlay.png`
     afterwards. The same command continues where it was interrupted.
 
+    Once a target is trained, its prediction stays: settings that would predict otherwise are refused.
+
     Raises ConfigurationError or DataError early; TrainingError if too few runs finished; FitError with what is missing.
     """
     from accelerate import PartialState
@@ -164,11 +197,12 @@ def predict_trajectory(config: TrajectoryConfig, progress: bool = True) -> Traje
     from hf_muscaling.interruption import listening
     from hf_muscaling.progress import SeriesProgress
     from hf_muscaling.series import run_jobs
-    from hf_muscaling.trajectory_report import write_prediction, write_verification
+    from hf_muscaling.trajectory_report import prediction_record, write_prediction, write_verification
     from hf_muscaling.workers import Workers
 
     config.base_config()
     folder = writable_folder(config.output_dir)
+    check_settings(config, folder)
     with listening(), Workers() as workers:
         setup = prepare_experiment(config, progress)
         main = PartialState().is_main_process
@@ -189,6 +223,7 @@ def predict_trajectory(config: TrajectoryConfig, progress: bool = True) -> Traje
             jobs = _jobs(config, setup, best.lr, config.widths, config.batch_sizes, config.seeds)
             runs = run_jobs(jobs, *data, role="proxy", **options)
             result = _predict(config, grid, best, runs, setup)
+            check_prediction(prediction_record(result), folder)
             if main:
                 write_prediction(result, folder)
             if config.verify:
@@ -200,6 +235,24 @@ def predict_trajectory(config: TrajectoryConfig, progress: bool = True) -> Traje
             bar.close()
         PartialState().wait_for_everyone()
     return result
+
+
+def check_settings(config: TrajectoryConfig, folder: Path) -> None:
+    """Refuse, before anything is trained, settings that would change a prediction whose target is known."""
+    if not (folder / "experiment.json").exists() or not _target_known(folder):
+        return
+    before, now = read_json(folder / "experiment.json")["config"], asdict(config)
+    changed = [name for name in now if name not in NOT_PREDICTING and name in before and before[name] != now[name]]
+    if changed:
+        what = ", ".join(f"{name} was {before[name]!r} and is {now[name]!r}" for name in changed)
+        raise ConfigurationError(f"{_KNOWN.format(folder)} {what}. {_ELSEWHERE}")
+
+
+def check_prediction(record: dict[str, Any], folder: Path) -> None:
+    """Refuse to replace a prediction by another one once its target is known."""
+    file = folder / "prediction.json"
+    if file.exists() and _target_known(folder) and read_json(file) != json.loads(json.dumps(record)):
+        raise ConfigurationError(f"{_KNOWN.format(folder)} the fit now gives another prediction. {_ELSEWHERE}")
 
 
 def _predict(
@@ -260,6 +313,13 @@ def curve_error(found: "Forecast", measured: dict[str, Any]) -> CurveError:
     reaches = []
     for reach in (r for r in found.reaches if round(r.B) == measured["B"]):
         actual = steps_to_loss(steps, loss, reach.loss)
+        if np.isnan(actual):  # passed before the first window, at a step that nothing tells
+            missed = False if reach.steps.low > steps.min() else None
+            reaches.append({
+                "loss": reach.loss, "steps": float(steps.min()), "reached": None, "predicted": reach.steps.value,
+                "error": None, "inside": missed,
+            })  # fmt: skip
+            continue
         reached = bool(np.isfinite(actual))
         least = actual if reached else float(steps[-1])  # a run that ended above the loss needs more steps than it had
         reaches.append({
@@ -271,6 +331,15 @@ def curve_error(found: "Forecast", measured: dict[str, Any]) -> CurveError:
 
 
 # -- inside ------------------------------------------------------------------------------------------------------------
+
+_KNOWN = "The target of the prediction in {} is trained, and a prediction is not changed after the fact:"
+_ELSEWHERE = "Predict anew in another folder (--output_dir), or repeat the settings of experiment.json."
+
+
+def _target_known(folder: Path) -> bool:
+    if (folder / "verification.json").exists():
+        return True
+    return any(Run.load(path).role == "target" for path in folder.glob("runs/*/run.json"))
 
 
 def _inside(steps: "Estimate", least: float, reached: bool) -> bool | None:
@@ -289,15 +358,14 @@ def _column(count: str) -> str:
 
 def _job(config: TrajectoryConfig, setup: "ExperimentSetup", width: int, batch: int, lr: float, seed: int = 0) -> Any:
     """A run at a batch size, its learning rate given for `config.batch_size`."""
-    from dataclasses import replace
-
     from hf_muscaling.series import Job
 
     steps = config.steps_at(batch)
-    own = replace(
-        config, batch_size=batch, steps=steps, warmup_steps=min(max(round(config.warmup_share * steps), 10), steps),
-        logging_steps=max(steps // 400, 1), checkpoint_steps=max(steps // 4, config.checkpoint_steps),
-    )  # fmt: skip
+    shared = {f.name: getattr(config, f.name) for f in fields(ExperimentConfig)}
+    own = ExperimentConfig(**shared | {
+        "batch_size": batch, "steps": steps, "warmup_steps": min(max(round(config.warmup_share * steps), 10), steps),
+        "logging_steps": max(steps // 400, 1), "checkpoint_steps": max(steps // 4, config.checkpoint_steps),
+    })  # fmt: skip
     return Job(
         setup.base.at_width(width), own.training_arguments(), seed=config.seed + seed,
         learning_rate=config.lr_at(lr, batch),

@@ -142,7 +142,13 @@ def verification_lines(result: "TrajectoryResult") -> list[str]:
             f"{100 * error.inside:.0f} % of it inside the interval"
         )
         for r in error.reaches:
-            if not r["reached"]:
+            if r["reached"] is None:
+                missed = "; the interval begins later" if r["inside"] is False else ""
+                lines.append(
+                    f"    * loss {r['loss']:g}: reached before the first window (step {r['steps']:,.0f}), predicted "
+                    f"{r['predicted']:,.0f}; not comparable{missed}"
+                )
+            elif not r["reached"]:
                 off = f", {100 * r['error']:+.1f} % or further off" if r["error"] < 0 else ""
                 held = "the interval ended before" if r["inside"] is False else "the interval is still open"
                 lines.append(

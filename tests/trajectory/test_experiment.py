@@ -2,7 +2,9 @@
 
 import json
 import warnings
+from dataclasses import asdict, replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -10,7 +12,9 @@ import pytest
 from hf_muscaling import Run, TrajectoryConfig, predict_trajectory
 from hf_muscaling.configuration import parse_experiment
 from hf_muscaling.errors import ConfigurationError, TrainingError
-from hf_muscaling.trajectory import curve_error
+from hf_muscaling.runs import write_json
+from hf_muscaling.trajectory import check_prediction, check_settings, curve_error
+from hf_muscaling.trajectory_report import verification_lines
 from tests.series_helpers import flags, write_text_file
 
 
@@ -50,6 +54,12 @@ def test_steps_tokens_and_rates_at_a_batch_size(tmp_path):
         ({"loss_levels": [0.0]}, "loss_levels"),
         ({"warmup_share": 1.0}, "warmup_share"),
         ({"target_width": 32}, "predict a width not trained"),
+        ({"live": "tensorboard"}, "live='tensorboard' is not used"),
+        ({"push_to_hub": "me/mine"}, "push_to_hub"),
+        ({"budget": "5%"}, "budget"),
+        ({"tolerance": "1%"}, "tolerance"),
+        ({"warmup_steps": 50}, "warmup_share"),
+        ({"output_multipliers": [1.0, 2.0]}, "output_multipliers"),
     ],
 )
 def test_what_cannot_work_is_refused_early(tmp_path, change, word):
@@ -77,6 +87,31 @@ def test_an_error_is_measured_after_the_start_of_a_curve():
     assert never.reaches[0]["error"] == pytest.approx(-0.6) and never.reaches[0]["inside"] is False
     short = curve_error(found, {"B": 512, "seed": 0, "S": steps[:48], "loss": loss[:48]})  # ends within the interval
     assert not short.reaches[0]["reached"] and short.reaches[0]["inside"] is None
+
+    early = curve_error(found, {"B": 512, "seed": 0, "S": steps[52:], "loss": loss[52:]})  # begins below the loss
+    assert early.reaches[0]["reached"] is None and early.reaches[0]["steps"] == steps[52]
+    assert early.reaches[0]["error"] is None and early.reaches[0]["inside"] is None
+    lines = verification_lines(SimpleNamespace(forecast=replace(found, fitted={"B": (1.0, 1e3)}), errors=[early]))
+    assert "reached before the first window" in lines[1] and "not comparable" in lines[1]
+
+
+def test_a_prediction_stays_once_its_target_is_known(tmp_path):
+    config, record = tiny(tmp_path), {"forecast": {"loss": 3.0}, "sizes": (1, 2)}
+    write_json(tmp_path / "experiment.json", {"config": asdict(config)})
+    write_json(tmp_path / "prediction.json", record)
+    changed, other = tiny(tmp_path, window=0.5), {"forecast": {"loss": 3.1}, "sizes": (1, 2)}
+    check_settings(changed, tmp_path)  # the target is unknown: predict as often as you like
+    check_prediction(other, tmp_path)
+    target = Run("t", "finished", N=9, N_non_embedding=6, D=8, S=2, B=4, C=1.0, loss=2.0, width=8, seed=0, lr=0.1,
+                 role="target")  # fmt: skip
+    (tmp_path / "runs" / "t").mkdir(parents=True)
+    target.save(tmp_path / "runs" / "t" / "run.json")
+    check_settings(tiny(tmp_path, verify=True, target_seeds=2), tmp_path)
+    check_prediction(record, tmp_path)
+    with pytest.raises(ConfigurationError, match=r"window was 0.3 and is 0.5.*--output_dir"):
+        check_settings(changed, tmp_path)
+    with pytest.raises(ConfigurationError, match="another prediction"):
+        check_prediction(other, tmp_path)
 
 
 @pytest.mark.slow
