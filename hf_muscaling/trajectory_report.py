@@ -80,7 +80,7 @@ def prediction_text(result: "TrajectoryResult") -> str:
         "| loss | batch size, tokens | steps | tokens | B_crit, tokens | B_crit stage by stage |",
         "|" + "---|" * 6,
         *(
-            f"| {r.loss:g} | {r.B:,.0f} | {r.steps} | {r.tokens} | {r.critical_batch} | "
+            f"| {r.loss:g} | {r.B:,.0f} | {r.steps.whole()} | {r.tokens} | {r.critical_batch} | "
             f"{_number(critical_batches(result, r.loss)[1])} |"
             for r in found.reaches
         ),

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import argparse
 import json
+import re
+import sys
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from hf_muscaling.errors import FitError
+from hf_muscaling.errors import FitError, MuScalingError, RecordError
 from hf_muscaling.laws import Forecast, KaplanStepLaw, StageWise, estimate_stages, forecast
 from hf_muscaling.readers import RunTable
 
@@ -30,7 +33,11 @@ def run(arguments: Sequence[str]) -> None:
     add("--N", dest="size", required=True, metavar="PARAMETERS", help="its parameters, counted as the runs' are")
     add("--B", dest="batches", required=True, nargs="+", metavar="TOKENS", help="its batch sizes, tokens per step")
     add("--loss", dest="levels", nargs="+", metavar="NATS", help="losses to reach; three on the way by default")
-    add("--tokens", metavar="TOKENS", help="length of the curves; as long as the runs' by default")
+    add(
+        "--tokens",
+        metavar="TOKENS",
+        help="length of the curves; the longest run's by default, but no fewer steps than the run of fewest",
+    )
     add = parser.add_argument_group("the law").add_argument
     add("--objective", default="bayes", help="what the joint fit minimises (default bayes)")
     add("--irreducible", choices=["auto", "yes", "no"], default="auto", help="an irreducible loss beside (N_c/N)^a_N")
@@ -47,7 +54,7 @@ def run(arguments: Sequence[str]) -> None:
     batches = [number_flag(word, "--B") for word in args.batches]
     levels = [number_flag(word, "--loss") for word in args.levels] if args.levels else None
     table, counted = _table(args)
-    with as_notes():
+    with as_notes(), np.errstate(divide="ignore"):  # a refit without a limit has N_c = 0
         irreducible: Any = {"auto": "auto", "yes": True, "no": False}[args.irreducible]
         law = KaplanStepLaw(args.objective, args.window, irreducible=irreducible).fit(table)
         found = forecast(law, size, batches, losses=levels, tokens=tokens, level=args.level)
@@ -73,12 +80,41 @@ def run(arguments: Sequence[str]) -> None:
 
 def _table(args: argparse.Namespace) -> tuple[RunTable, str]:
     """The curves, with Kaplan's N where the table has both counts, and how N counts in words."""
-    table = read_columns(args, {"N", "S", "B"})
+    fitted = _fitted_curves(args.path)
+    if fitted:
+        print(f"note: {args.path} is a trajectory experiment: its curves are read from {fitted}.", file=sys.stderr)
+        args.path = str(fitted)
+    try:
+        table = read_columns(args, {"N", "S", "B"})
+    except MuScalingError as error:  # the readers name the flags as other commands have them
+        raise type(error)(re.sub(r"--(N|D|B|loss)\b(?!_)", r"--runs_\1", str(error))) from error
     one_family(table)
+    _one_model_a_run(table)
     if args.count is None and "N_non_embedding" in table:
         return RunTable({**table, "N": table["N_non_embedding"]}, table.source, table.notes), "without embeddings"
     counts = {"total": "with embeddings", "non_embedding": "without embeddings", None: "as the column N does"}
     return table, counts[args.count]
+
+
+def _fitted_curves(path: str) -> Path | None:
+    """The curves which a trajectory experiment fitted: those of its settings, without the target it predicts."""
+    folders = (Path(path), Path(path).parent) if Path(path).name == "runs" else (Path(path),)
+    return next((f / "curves.csv" for f in folders if (f / "curves.csv").is_file() and (f / "runs").is_dir()), None)
+
+
+def _one_model_a_run(table: RunTable) -> None:
+    """Refuse a run_id that several models or batch sizes share: resampling takes whole runs."""
+    if "run_id" not in table:
+        return
+    names = np.asarray(table["run_id"]).astype(str)
+    for name in np.unique(names).tolist():
+        for column in ("N", "B"):
+            count = len(np.unique(table[column][names == name]))
+            if count > 1:
+                raise RecordError(
+                    f"{table.source}: run_id {name!r} has {count} different {column}; a run has one. Give every run "
+                    "its own run_id, or leave the column out."
+                )
 
 
 def _stages(table: RunTable, window: float) -> tuple[StageWise | None, str]:

@@ -29,9 +29,10 @@ if TYPE_CHECKING:
     from .kaplan_step import KaplanStepLaw
 
 POINTS = 60  #: of a curve
+ENOUGH = 3  #: batch sizes that tell a critical one: below and above it
 SEARCHED = 71  #: steps at which a band is read off
 REACH = np.log(1e3)  #: log steps searched on either side of the expected
-SHARES = (0.25, 0.5, 1.0)  #: of a run's tokens, at which the losses that nobody named are taken
+LEAST_SHARE = 0.25  #: of a run's tokens, at which the first of the losses that nobody named is taken
 
 
 @dataclass(frozen=True)
@@ -49,6 +50,10 @@ class Estimate:
     def scaled(self, factor: float) -> Estimate:
         """The estimate in another unit."""
         return Estimate(self.value * factor, self.low * factor, self.high * factor)
+
+    def whole(self) -> str:
+        """As text, in whole numbers: steps."""
+        return str(Estimate(*(round(v) if abs(v) < 1e6 else v for v in (self.value, self.low, self.high))))
 
     def __str__(self) -> str:
         return f"{_short(self.value)} [{_short(self.low)}, {_short(self.high)}]"
@@ -117,7 +122,7 @@ class Forecast:
         ]
         for r in self.reaches:
             lines.append(
-                f"{r.loss:7.4g} {r.B:10,.0f}  {str(r.steps):<30} {str(r.tokens):<30} {str(r.critical_batch):<30}"
+                f"{r.loss:7.4g} {r.B:10,.0f}  {r.steps.whole():<30} {str(r.tokens):<30} {str(r.critical_batch):<30}"
             )
         lines += ["", *(_curve_line(c) for c in self.curves)]
         return "\n".join([*(line.rstrip() for line in lines), *(f"note: {note}" for note in self.notes)])
@@ -129,9 +134,9 @@ def forecast(
     """Answer Part I's questions about a model of N parameters at each batch size B (tokens), from a fitted law.
 
     `losses` are the levels (nats per token) whose steps, tokens and critical batch size are wanted; by default the
-    predicted losses after a quarter, a half and all of the first batch size's tokens. `tokens` says how long each curve
-    is, one number or one a batch size; by default the tokens of the longest fitted run,
-    and no fewer steps than any had.
+    predicted losses after a quarter (or later, where that lies above every fitted loss), a half and all of the first
+    batch size's tokens. `tokens` says how long each curve is, one number or one a batch size; by default the tokens of
+    the longest fitted run, and no fewer steps than the run of fewest.
 
     Raises ConfigurationError for numbers that are not positive, or another law.
 
@@ -158,11 +163,12 @@ def forecast(
             f"tokens={tokens!r} must be one number, or one for each of {len(batches)} batch sizes."
         )
     lengths = np.broadcast_to(lengths, batches.shape)
-    with warnings.catch_warnings(record=True) as caught:
+    # A refit without a limit has N_c = 0, whose logarithm is the -inf that it should be.
+    with warnings.catch_warnings(record=True) as caught, np.errstate(divide="ignore"):
         warnings.simplefilter("always", ExtrapolationWarning)
         curves = tuple(_curve(law, size, b, d, level) for b, d in zip(batches, lengths, strict=True))
     if losses is None:
-        losses = [round(float(curves[0].at(share * curves[0].S[-1])[0]), 2) for share in SHARES]
+        losses = _levels(curves[0], float(law._columns["loss"].max()))
     levels = [float(v) for v in np.atleast_1d(positive("losses", losses, "nats per token"))]
     by_batch = [_reaches(law, size, float(b), levels, level) for b in batches]
     reaches = tuple(reach for same_loss in zip(*by_batch, strict=True) for reach in same_loss)
@@ -181,6 +187,15 @@ def _lengths(law: KaplanStepLaw, batches: np.ndarray) -> np.ndarray:
     data, run = law._columns, run_index(law._columns)
     steps = min(float(data["S"][run == r].max()) for r in np.unique(run)) if len(np.unique(run)) < len(run) else 2.0
     return np.maximum(float(np.max(data["S"] * data["B"])), steps * batches)
+
+
+def _levels(curve: Curve, highest: float) -> list[float]:
+    """Three losses on the way, none above the highest fitted one: a model may start below that."""
+    last = curve.S[-1]
+    seen = curve.S[curve.loss < highest]
+    first = min(max(LEAST_SHARE * last, seen[0] if seen.size else last), last)
+    losses = curve.at([first, (first * last) ** 0.5, last])[0]
+    return list(dict.fromkeys(round(float(loss), 2) for loss in losses))
 
 
 def _curve(law: KaplanStepLaw, size: float, batch: float, tokens: float, level: float) -> Curve:
@@ -233,10 +248,10 @@ def _of_parameters(law: KaplanStepLaw, answer: Callable[[Any], Any], level: floa
     if widening is None:
         raise ConfigurationError(f"{type(law).__name__} does not say how its refits scatter.")
     own = float(np.log(answer(law.params_)))
-    with np.errstate(all="ignore"):
+    with np.errstate(all="ignore"):  # what the runs leave open has a covariance of rank too low, by rounding below 0
         drawn = np.log(answer(data.params))
         theta = np.random.default_rng(0).multivariate_normal(
-            widening.theta, widening.covariance, len(drawn), method="eigh"
+            widening.theta, widening.covariance, len(drawn), method="eigh", check_valid="ignore"
         )
         problem = law._fitted[0]
         linear = np.log(answer(law._named(np.clip(theta, problem.low, problem.high), dict(widening.origin))))
@@ -273,11 +288,21 @@ def _notes(
             found.append(
                 f"Loss {r.loss:g} at B = {r.B:.3g} takes {r.steps.value / steps:.3g} times the longest fitted run."
             )
-    critical = [r.critical_batch.value for r in reaches]
-    if critical and (max(critical) > FAR * high or min(critical) < low / FAR):
+    critical = {r.loss: r.critical_batch.value for r in reaches}
+    far = [f"{value:.3g} at loss {loss:g}" for loss, value in critical.items() if not low / FAR <= value <= high * FAR]
+    if far:
         found.append(
-            f"B_crit {min(critical):.3g} to {max(critical):.3g} lies far outside the fitted batch sizes {low:.3g} to "
-            f"{high:.3g}: the runs hardly tell it."
+            f"B_crit {', '.join(far)} lies far outside the fitted batch sizes {low:.3g} to {high:.3g}: the runs hardly "
+            "tell it."
+        )
+    count = len(np.unique(law._columns["B"]))
+    if count < ENOUGH:
+        told = "the prior" if law.objective == "bayes" else "chance"
+        told = f"one batch size: B_crit rests on {told}, not on them" if count == 1 else "two batch sizes for B_crit"
+        found.append(f"The runs have {told}. Add runs at {ENOUGH} batch sizes or more, below and above it.")
+    if least.low < least.value / FAR:
+        found.append(
+            f"The minimum loss {least} is not told by these runs: its interval is open below. Add longer runs."
         )
     return found
 
@@ -290,6 +315,8 @@ def _curve_line(curve: Curve) -> str:
 
 
 def _short(value: float) -> str:
+    if 0 < value < 1e-100:  # as good as no irreducible loss
+        return "0"
     return "never" if np.isinf(value) else f"{value:,.0f}" if 100 <= abs(value) < 1e6 else f"{value:.4g}"
 
 

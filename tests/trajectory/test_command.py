@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from hf_muscaling.cli import main
+from hf_muscaling.commands.trajectory import _fitted_curves
 from hf_muscaling.laws import ScalingLaw
 
 from .truth import critical_batch, loss_at, runs, steps_to
@@ -65,13 +66,28 @@ def test_what_is_missing_is_named(tmp_path, capsys):
         "run_id,N,step,loss\n" + "\n".join(f"{r['run_id']},{r['N']},{r['S']},{r['loss']}" for r in rows)
     )
     assert main(["trajectory", str(one_batch), "--N", "1e6", "--B", "4096"]) == 2
-    assert "B" in capsys.readouterr().err
+    assert "--runs_B" in capsys.readouterr().err
     words = ["trajectory", str(one_batch), "--runs_B", "2048", "--N", "1e6", "--B", "4096", "--loss", "3.6"]
     assert main(words) == 0
     captured = capsys.readouterr()
     assert "Stage 1" in captured.out and "note: " in captured.err  # one batch size tells no critical one
+    assert "B_crit rests on the prior" in captured.out and "semidefinite" not in captured.err
     assert main(["trajectory", str(one_batch), "--N", "much", "--B", "1"]) == 2
     assert "--N" in capsys.readouterr().err
+
+
+def test_runs_that_share_a_name_are_refused(tmp_path, capsys):
+    file = tmp_path / "shared.csv"
+    file.write_text("run_id,N,B,step,loss\nx,1e5,512,10,5.0\nx,1e5,512,20,4.5\nx,2e5,512,10,4.8\nx,2e5,512,20,4.2\n")
+    assert main(["trajectory", str(file), "--N", "1e6", "--B", "512"]) == 2
+    assert "run_id 'x' has 2 different N" in capsys.readouterr().err
+
+
+def test_the_curves_of_a_trajectory_experiment_are_those_it_fitted(tmp_path):
+    (tmp_path / "runs").mkdir()
+    assert _fitted_curves(str(tmp_path)) is None
+    (tmp_path / "curves.csv").write_text("N,S,B,loss\n")
+    assert _fitted_curves(str(tmp_path)) == _fitted_curves(str(tmp_path / "runs")) == tmp_path / "curves.csv"
 
 
 def test_far_outside_warns(path, capsys):

@@ -104,6 +104,20 @@ def test_what_lies_far_outside_is_said(law):
     assert not forecast(law, LARGE, 4096, losses=[3.6], tokens=TOKENS).notes
 
 
+def test_only_a_critical_batch_size_outside_is_called_outside(law):
+    notes = forecast(law, LARGE, 4096, losses=[3.6, 1.5], tokens=TOKENS).notes
+    accused = [note for note in notes if "B_crit" in note]
+    assert len(accused) == 1 and "at loss 1.5 lies" in accused[0] and "3.6" not in accused[0]
+
+
+def test_levels_nobody_named_lie_below_every_measured_loss(law):
+    highest = float(law._columns["loss"].max())
+    answer = forecast(law, LARGE, 512, tokens=20 * 512)  # its first quarter lies above all that was seen
+    first = answer.curves[0]
+    assert round(float(first.at(0.25 * first.S[-1])[0]), 2) > highest
+    assert all(r.loss < highest for r in answer.reaches[:-1])
+
+
 def test_levels_and_lengths_that_nobody_named(law):
     answer = forecast(law, LARGE, [1024, 32768])
     first, second = answer.curves
