@@ -6,13 +6,14 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
 from .plots import COLOURS, _plain_ticks
 
 if TYPE_CHECKING:
-    from .forecasting import Forecast
+    from .forecasting import Forecast, Reach
 
 
 def plot_forecast(found: Forecast, measured: Sequence[dict[str, Any]] = (), fitted: Any = None) -> Figure:
@@ -50,21 +51,18 @@ def plot_forecast(found: Forecast, measured: Sequence[dict[str, Any]] = (), fitt
         for m, colour in zip(own, COLOURS[1:], strict=False):
             name = f"measured, seed {m['seed']}" if "seed" in m else "measured"
             axes.plot(m["S"], m["loss"], "o", color=colour, ms=3.2, mew=0, label=name)
-        for reach in (r for r in found.reaches if r.B == curve.B and np.isfinite(r.steps.value)):
-            ends = np.clip([reach.steps.low, reach.steps.high], curve.S[0], 4 * curve.S[-1])
-            axes.plot(ends, [reach.loss] * 2, color="black", lw=2.2, alpha=0.6, solid_capstyle="butt")
-            axes.plot(reach.steps.value, reach.loss, "|", color="black", ms=9)
+        own_reaches = [r for r in found.reaches if r.B == curve.B]
+        right = 1.25 * max([curve.S[-1], *(r.steps.value for r in own_reaches if r.steps.value < 1e3 * end)])
+        axes.set_xlim(curve.S[0], right)
+        for reach in own_reaches:
+            _draw_reach(axes, reach, curve.S[0], right)
         axes.plot([], [], color="black", lw=2.2, alpha=0.6, label="steps to a loss, interval")
-        right = max(
-            [curve.S[-1], *(r.steps.value for r in found.reaches if r.B == curve.B and r.steps.value < 1e3 * end)]
-        )
-        axes.set_xlim(curve.S[0], 1.25 * right)
-        if end < 1.25 * right:
-            axes.axvspan(end, 1.25 * right, color="#f2b134", alpha=0.14, lw=0, label="beyond the fitted steps")
+        if end < right:
+            axes.axvspan(end, right, color="#f2b134", alpha=0.14, lw=0, label="beyond the fitted steps")
         axes.set(xscale="log", yscale="log", xlabel="S, optimizer steps")
         axes.set_title(f"B = {curve.B:,.0f} tokens, {where} the fitted {low_b:,.0f} to {high_b:,.0f}", fontsize=10)
         axes.grid(alpha=0.25, which="both")
-        axes.legend(frameon=False, fontsize=8, loc="upper right")
+        axes.legend(framealpha=0.8, edgecolor="none", fontsize=8, loc="upper right")
         _plain_ticks(axes.yaxis)
         axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
         axes.xaxis.set_major_formatter(FuncFormatter(lambda steps, _: f"{steps:,.0f}"))
@@ -72,9 +70,28 @@ def plot_forecast(found: Forecast, measured: Sequence[dict[str, Any]] = (), fitt
     for axes in panels.ravel()[count:]:
         axes.set_visible(False)
     top = max(float(curve.loss[len(curve.loss) // 4]) for curve in found.curves)
-    panels[0][0].set_ylim(0.97 * min(float(c.low[-1]) for c in found.curves), 1.05 * top)
+    losses = [r.loss for r in found.reaches]
+    bottom = min([*(float(c.low[-1]) for c in found.curves), *losses])
+    panels[0][0].set_ylim(0.97 * bottom, 1.05 * max([top, *losses]))
     for row in panels:
-        row[0].set_ylabel("loss, nats per token")
+        row[0].set_ylabel("loss, nats per token (log scale)")
+    told = "predicted before training" if measured else "before training"
     far = found.N / found.fitted["N"][1]
-    figure.suptitle(f"N = {found.N:,.0f} parameters, {far:.1f} times the largest fitted; before training")
+    figure.suptitle(f"N = {found.N:,.0f} parameters, {far:.1f} times the largest fitted; {told}")
     return figure
+
+
+def _draw_reach(axes: Axes, reach: Reach, left: float, right: float) -> None:
+    """The interval of the steps to a loss, with an arrow where it leaves the panel; a dotted line if never reached."""
+    style: dict[str, Any] = {"color": "black", "alpha": 0.6}
+    low, high = reach.steps.low, reach.steps.high
+    if not np.isfinite(reach.steps.value):
+        axes.plot([left, right], [reach.loss] * 2, ls=":", lw=1.2, **style)
+        axes.annotate(f"{reach.loss:g}: never", (left, reach.loss), (4, 3), textcoords="offset points", fontsize=8)
+        return
+    if low < right and high > left:
+        axes.plot(np.clip([low, high], left, right), [reach.loss] * 2, lw=2.2, solid_capstyle="butt", **style)
+    axes.plot(reach.steps.value, reach.loss, "|", color="black", ms=9)
+    for beyond, at, marker in ((low < left, left, "<"), (high > right, right, ">")):
+        if beyond:
+            axes.plot(at, reach.loss, marker, ms=6, mew=0, clip_on=False, **style)

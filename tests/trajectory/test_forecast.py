@@ -146,3 +146,14 @@ def test_the_plot_shows_bands_levels_and_what_was_measured(law, found):
     longer = forecast(law, LARGE, 16384, losses=[3.3], tokens=8e6).plot(fitted=law)  # twice the fitted steps
     assert "beyond the fitted steps" in [text.get_text() for text in longer.axes[0].get_legend().get_texts()]
     assert "outside" in figure.axes[1].get_title() and "inside" in figure.axes[0].get_title()
+
+
+def test_the_plot_keeps_every_loss_asked_for_in_the_frame(law):
+    found = forecast(law, LARGE, 4096, losses=[9.0, 3.6, 1.9], tokens=TOKENS)
+    figure = found.plot(fitted=law)
+    low, high = figure.axes[0].get_ylim()
+    assert low < 1.9 and high > 9.0 and "log scale" in figure.axes[0].get_ylabel()
+    assert "1.9: never" in [text.get_text() for text in figure.axes[0].texts]
+    assert figure.get_suptitle().endswith("; before training")
+    over = found.plot([{"B": 4096, "S": [100.0], "loss": [4.0], "seed": 0}])
+    assert over.get_suptitle().endswith("predicted before training")
