@@ -241,7 +241,7 @@ def check_settings(config: TrajectoryConfig, folder: Path) -> None:
     """Refuse, before anything is trained, settings that would change a prediction whose target is known."""
     if not (folder / "experiment.json").exists() or not _target_known(folder):
         return
-    before, now = read_json(folder / "experiment.json")["config"], asdict(config)
+    before, now = read_json(folder / "experiment.json").get("config", {}), asdict(config)
     changed = [name for name in now if name not in NOT_PREDICTING and name in before and before[name] != now[name]]
     if changed:
         what = ", ".join(f"{name} was {before[name]!r} and is {now[name]!r}" for name in changed)
@@ -285,7 +285,8 @@ def fit_constants(
     from hf_muscaling.laws import KaplanStepLaw, estimate_stages
 
     irreducible: Any = {"auto": "auto", "yes": True, "no": False}[config.irreducible]
-    with warnings.catch_warnings():  # the summary repeats what the runs leave open
+    # The summary repeats what the runs leave open; a refit without a limit has N_c = 0, whose logarithm is -inf.
+    with warnings.catch_warnings(), np.errstate(divide="ignore"):
         warnings.simplefilter("ignore")
         law = KaplanStepLaw(config.objective, config.window, irreducible=irreducible).fit(table)
         try:
