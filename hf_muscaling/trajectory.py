@@ -285,8 +285,7 @@ def fit_constants(
     from hf_muscaling.laws import KaplanStepLaw, estimate_stages
 
     irreducible: Any = {"auto": "auto", "yes": True, "no": False}[config.irreducible]
-    # The summary repeats what the runs leave open; a refit without a limit has N_c = 0, whose logarithm is -inf.
-    with warnings.catch_warnings(), np.errstate(divide="ignore"):
+    with warnings.catch_warnings():  # the summary repeats what the runs leave open
         warnings.simplefilter("ignore")
         law = KaplanStepLaw(config.objective, config.window, irreducible=irreducible).fit(table)
         try:

@@ -54,7 +54,7 @@ def run(arguments: Sequence[str]) -> None:
     batches = [number_flag(word, "--B") for word in args.batches]
     levels = [number_flag(word, "--loss") for word in args.levels] if args.levels else None
     table, counted = _table(args)
-    with as_notes(), np.errstate(divide="ignore"):  # a refit without a limit has N_c = 0
+    with as_notes():
         irreducible: Any = {"auto": "auto", "yes": True, "no": False}[args.irreducible]
         law = KaplanStepLaw(args.objective, args.window, irreducible=irreducible).fit(table)
         found = forecast(law, size, batches, losses=levels, tokens=tokens, level=args.level)

@@ -163,8 +163,7 @@ def forecast(
             f"tokens={tokens!r} must be one number, or one for each of {len(batches)} batch sizes."
         )
     lengths = np.broadcast_to(lengths, batches.shape)
-    # A refit without a limit has N_c = 0, whose logarithm is the -inf that it should be.
-    with warnings.catch_warnings(record=True) as caught, np.errstate(divide="ignore"):
+    with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always", ExtrapolationWarning)
         curves = tuple(_curve(law, size, b, d, level) for b, d in zip(batches, lengths, strict=True))
     if losses is None:

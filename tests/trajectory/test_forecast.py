@@ -157,3 +157,10 @@ def test_the_plot_keeps_every_loss_asked_for_in_the_frame(law):
     assert figure.get_suptitle().endswith("; before training")
     over = found.plot([{"B": 4096, "S": [100.0], "loss": [4.0], "seed": 0}])
     assert over.get_suptitle().endswith("predicted before training")
+
+
+def test_a_size_without_a_limit_raises_no_numpy_warning():
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        loss = KaplanStepLaw.loss(1e5, 1e3, 1e3, **(TRUTH | {"N_c": 0.0, "E": 1.0}))
+    assert loss == pytest.approx(KaplanStepLaw.loss(1e5, 1e3, 1e3, **(TRUTH | {"N_c": 1e-300, "E": 1.0})))
