@@ -103,7 +103,8 @@ class KaplanStepLaw(StepAnswers, BootstrapLaw):
         E: Any = 0.0,
     ) -> Any:
         """The root L of the law, nats per token."""
-        floor = alpha_N * (np.log(N_c) - np.log(np.asarray(N, float)))
+        with np.errstate(divide="ignore"):  # an N_c of 0: no size leaves a loss
+            floor = alpha_N * (np.log(N_c) - np.log(np.asarray(N, float)))
         floor = np.logaddexp(floor, np.log(np.maximum(E, np.exp(NONE))))
         fall = alpha_S * (np.log(S_c) - np.log(np.asarray(S, float)))
         log = solve_log_loss(floor, fall, alpha_S, np.log(B_star) - np.log(np.asarray(B, float)), 1 / alpha_B)
