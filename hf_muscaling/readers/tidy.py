@@ -7,6 +7,7 @@ keyword that supplies it, or written down in `RunTable.notes`.
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -27,7 +28,7 @@ _ASK = {
     "N": "pass N=… (parameters): a number for every run, a dict run_id → number, or 'name' to read it from run names "
     "such as 125M. On the command line: --N 1.2e8, --N RUN=1.2e8 or --N name",
     "D": "pass B=… (tokens per optimizer step, --B on the command line) so that D = B·step, or D=… (--D) when every "
-    "run saw the same tokens. For a law without tokens pass need=('N', 'loss')",
+    "run saw the same tokens. For a law without tokens pass need=('N', 'loss') (--law power)",
     "B": "pass B=… (tokens per optimizer step, --B on the command line)",
     "S": "pass B=… (tokens per optimizer step, --B on the command line) so that S = D/B",
     "loss": "pass loss=… (--loss on the command line), the name of the column",
@@ -61,6 +62,7 @@ class _Builder:
         self.raw, self.source, self.given, self.notes, self.losses = raw, source, given, notes, losses
         self.rows = len(next(iter(raw.values()), []))
         self.out: dict[str, np.ndarray] = {}
+        self.unreadable: dict[str, str] = {}
 
     def build(self) -> RunTable:
         self._filter()
@@ -73,6 +75,7 @@ class _Builder:
             self._known(name)
         self._derive()
         self._drop_the_start()
+        self._one_size_a_run()
         self._finish(unit)
         return RunTable({name: self.out[name] for name in ORDER if name in self.out}, self.source, self.notes)
 
@@ -118,6 +121,21 @@ class _Builder:
             self.notes.append(f"{int(zero.sum())} rows before the first step were left out")
             self._take(~zero)
 
+    def _one_size_a_run(self) -> None:
+        """One name for runs of several sizes would make checkpoints of one run of them."""
+        if not {"run_id", "N"} <= set(self.out):
+            return
+        names, run = np.unique(self.out["run_id"].astype(str), return_inverse=True)
+        low, high = np.full(len(names), np.inf), np.zeros(len(names))
+        np.minimum.at(low, run.ravel(), self.out["N"])
+        np.maximum.at(high, run.ravel(), self.out["N"])
+        if (several := high > 1.01 * low).any():
+            first = int(np.argmax(several))
+            raise RecordError(
+                f"{self.source}: run {str(names[first])!r} has several N ({low[first]:.4g} to {high[first]:.4g}), "
+                "and rows of one run_id are checkpoints of one run. Give every run a name of its own, or leave that column out."
+            )
+
     # -- columns -------------------------------------------------------------------------------------------------------
 
     def _labels(self) -> None:
@@ -141,6 +159,8 @@ class _Builder:
         if chosen is None:
             perplexities = [name for name in self.raw if PERPLEXITY.search(name)]
             if not present and len(perplexities) != 1:
+                if empty := [name for alias in self.losses if (name := find_column(self.raw, [alias]))]:
+                    self._empty(empty[0])
                 self._ask("loss", f"its columns are {', '.join(list(self.raw)[:12])}")
             chosen = present[0] if present else perplexities[0]
             if others := present[1:]:
@@ -166,13 +186,17 @@ class _Builder:
         elif bare is not None and "N" in given.need:
             self._ask("N", f"it has {bare!r} only: count='non_embedding' (--count non_embedding) takes that as N. Or")
         elif "N" in given.need:
+            if empty := find_column(self.raw, ALIASES["N"]):
+                self._empty(empty)
             self._ask("N", f"its columns are {', '.join(list(self.raw)[:12])}")
         if bare is not None:
             self._optional("N_non_embedding", bare)
         elif count == "non_embedding" and "N" in self.out:
             self.out["N_non_embedding"] = self.out["N"].copy()
         if "N" in self.out and count is None and bare is None:
-            self.notes.append("it is not stated whether N counts embeddings (state it with count=): predict alike")
+            self.notes.append(
+                "it is not stated whether N counts embeddings (state it with count=, --count): predict alike"
+            )
 
     def _given_sizes(self) -> np.ndarray:
         if self.given.N != "name":
@@ -221,7 +245,12 @@ class _Builder:
         if all(v is not None and math.isfinite(v) and v >= least for v in values):
             self.out[name] = np.array(values, float)
         else:
-            self.notes.append(f"{name} is incomplete ({column!r}) and was left out")
+            why = next(
+                (f": {cell!r}, expected numbers{hint}" for cell in self.raw[column] if (hint := _written(cell))), ""
+            )
+            if why:
+                self.unreadable[name] = f"its column {column!r} cannot be read{why}"
+            self.notes.append(f"{name} is incomplete ({column!r}{why}) and was left out")
 
     def _column(self, name: str, column: str) -> np.ndarray:
         """A column that must be usable in every row; 0 is let through where it may be one."""
@@ -239,11 +268,12 @@ class _Builder:
             values[row], bad[row] = (value if usable else np.nan), not usable
         if bad.any():
             row = int(np.argmax(bad))
+            hint = _written(self.raw[column][row])
             if not self.given.drop_bad:
                 run = f", run {self.out['run_id'][row]!r}" if "run_id" in self.out else ""
                 raise RecordError(
                     f"{self.source}, row {row + 1}{run}: {column!r} is {str(self.raw[column][row])[:30]!r}, expected a "
-                    f"number > 0 for {name} ({int(bad.sum())} such rows). Leave them out with drop_bad=True "
+                    f"number > 0 for {name}{hint} ({int(bad.sum())} such rows). Leave them out with drop_bad=True "
                     "(--drop_bad), keep other rows with where= (--where COLUMN=VALUE), or correct the file."
                 )
             self.notes.append(f"{int(bad.sum())} rows without a usable {name} were left out")
@@ -287,7 +317,7 @@ class _Builder:
             if name not in out:
                 self._ask(name if name in _ASK else "N", f"its columns are {', '.join(list(self.raw)[:12])}")
         if "D" not in out and "S" in out:
-            self.notes.append("tokens are unknown: pass B= (tokens per step) for laws in D")
+            self.notes.append("tokens are unknown: pass B= (--B, tokens per step) for laws in D")
         if "run_id" not in out and "step" not in out:
             self.notes.append("no run_id: every row counts as a run of its own")
 
@@ -302,16 +332,36 @@ class _Builder:
             out["loss"] = np.log(out["loss"])
             self.notes.append("loss is log perplexity, nats per token")
         if out["loss"].max() > 30:
-            self.notes.append(f"the largest loss is {out['loss'].max():.3g} nats: is it a perplexity (loss_unit=)?")
+            self.notes.append(
+                f"the largest loss is {out['loss'].max():.3g} nats: is it a perplexity (loss_unit=, --loss_unit)?"
+            )
 
     def _no_column(self, name: str) -> None:
         shown = ", ".join(list(self.raw)[:12])
         raise ConfigurationError(f"{self.source} has no column {name!r}; its columns are {shown}.")
 
+    def _empty(self, column: str) -> None:
+        raise RecordError(f"{self.source}: the column {column!r} is empty in every row. Fill it in, or name another.")
+
     def _ask(self, name: str, detail: str) -> None:
+        for source in {"D": ("D", "step", "S", "B"), "S": ("S", "step"), "C": ("C", "D")}.get(name, (name,)):
+            if source in self.unreadable:
+                raise RecordError(f"{self.source} does not say {_WHAT[name]}; {self.unreadable[source]}. Correct it.")
         detail = detail if detail.endswith("Or") else detail + ":"
         raise UnknownQuantityError(f"{self.source} does not say {_WHAT[name]}; {detail} {_ASK[name]}.")
 
 
 def _missing(cell: Any) -> bool:
     return cell is None or (isinstance(cell, str) and cell.strip().lower() in MISSING)
+
+
+def _written(cell: Any) -> str:
+    """What about a cell's spelling keeps it from being a number, for an error; empty when nothing known does."""
+    text = str(cell).strip()
+    if re.fullmatch(r"[0-9]{1,3}(,[0-9]{3})+([.][0-9]*)?", text):
+        return " without thousands separators (or, if the comma is a decimal one, with a point)"
+    if re.fullmatch(r"[0-9]*,[0-9]+(e[+-]?[0-9]+)?", text, re.IGNORECASE):
+        return " with a decimal point, not a comma"
+    if re.fullmatch(r"[0-9.,]+ *%", text):
+        return " without a percent sign"
+    return ""

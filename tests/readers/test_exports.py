@@ -389,3 +389,31 @@ def test_a_wandb_table_of_runs(tmp_path):
     table = read_runs(write_csv(tmp_path / "runs.csv", header, rows))
     assert table["N"].tolist() == SIZES and "family" not in table
     assert table["loss"].tolist() == [curve[-1][2] for _, _, curve in RUNS]
+
+
+HEAD = "N,D,loss\n"
+BARE = "1e7,1e9,3.0\n1e8,1e9,2.8\n"
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        (HEAD + '"50,000,000",1e9,3\n', "without thousands separators"),
+        (HEAD + "1e7,1e9,37.5%\n", "without a percent sign"),
+        (HEAD.replace(",", ";") + "1e7;1e9;3,7545\n", "with a decimal point, not a comma"),
+        (HEAD + "1e7,1e9,\n1e8,1e9,\n", "column 'loss' is empty in every row"),
+        (HEAD + ",1e9,3\n,1e9,2\n", "column 'N' is empty in every row"),
+        ('N,B,step,loss\n1e7,512,"1,024",3\n', "'step' cannot be read: '1,024', expected numbers without thousands"),
+        ("run_id,N,D,loss\nx,1e7,1e9,3\nx,1e8,1e9,2\n", r"run 'x' has several N \(1e\+07 to 1e\+08\)"),
+        ("N,loss\n1e7,3\n", "--law power"),
+    ],
+)
+def test_the_error_names_the_cause(tmp_path, text, said):
+    (path := tmp_path / "runs.csv").write_text(text)
+    with pytest.raises((RecordError, UnknownQuantityError), match=said):
+        read_runs(path)
+
+
+def test_one_name_for_checkpoints_and_own_names_for_sizes_are_right(tmp_path):
+    (path := tmp_path / "runs.csv").write_text("run_id,N,D,loss\na,1e7,1e9,3\na,1e7,2e9,2.9\nb,1e8,1e9,2\n")
+    assert read_runs(path).n_rows == 3
