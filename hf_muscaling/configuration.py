@@ -283,8 +283,15 @@ class ExperimentConfig:
     def training_arguments(self) -> "MuTrainingArguments":
         """Return the arguments that all runs share; learning rate and seed are set for each run."""
         import torch
+        from transformers import SchedulerType
 
         from hf_muscaling.trainer import MuTrainingArguments
+
+        known = [kind.value for kind in SchedulerType]
+        if self.lr_scheduler not in known:
+            raise ConfigurationError(
+                f"lr_scheduler={self.lr_scheduler!r} is not known. Choose one of: {', '.join(known)}."
+            )
 
         processes = launched_processes()
         if not torch.accelerator.is_available():

@@ -133,3 +133,9 @@ def test_t5s_initialisation_is_given_as_the_std_of_its_attention_at_base_width()
 def test_shipped_configs_are_possible(path):
     config, _ = parse_experiment(["--config", str(path)])
     assert config.base_config().is_base
+
+
+def test_an_unknown_schedule_is_named_with_those_there_are():
+    config, _ = parse_experiment(["--lr_scheduler", "nonsense"])
+    with pytest.raises(ConfigurationError, match="lr_scheduler='nonsense' is not known.*cosine"):
+        config.training_arguments()

@@ -80,10 +80,12 @@ def _fit(law: ScalingLaw, level: float, reach: float) -> Figure:
         with warnings.catch_warnings():  # the picture shades what lies outside
             warnings.simplefilter("ignore")
             band = law.predict(level=level, **{first: grid}, **others)
-        label = ", ".join(f"{n} ≈ {v:.2g}" for n, v in others.items()) or f"{level:.0%} interval"
-        axes.fill_between(grid, band.low, band.high, color=colour, alpha=0.15, lw=0)
+        label = ", ".join(f"{n} ≈ {v:.2g}" for n, v in others.items()) or "fit"
+        once = f"{level:.0%} interval" if colour == COLOURS[0] else None
+        axes.fill_between(grid, band.low, band.high, color=colour, alpha=0.15, lw=0, label=once)
         axes.plot(grid, band.loss, color=colour, lw=1.4, label=label)
-        axes.plot(data[law.columns[first]][rows], data["loss"][rows], "o", color=colour, ms=3)
+        runs = None if others else "runs"
+        axes.plot(data[law.columns[first]][rows], data["loss"][rows], "o", color=colour, ms=3, label=runs)
     axes.set(xscale="log", yscale="log", xlabel=f"{first}, {law.units[first]}", ylabel="loss, nats per token")
     _plain_ticks(axes.yaxis)
     axes.set(xlim=(grid[0], grid[-1]), title=law.equation_text if len(law.equation_text) < 60 else type(law).__name__)
@@ -96,7 +98,7 @@ def _residuals(law: ScalingLaw, level: float, reach: float) -> Figure:
     first = next(iter(law.columns))
     own = law.evaluate(law._columns, level)
     for colour, (others, rows) in zip(COLOURS, _groups(law), strict=False):
-        label = ", ".join(f"{n} ≈ {v:.2g}" for n, v in others.items()) or None
+        label = ", ".join(_span(n, law._columns[law.columns[n]][rows]) for n in others) or None
         x = law._columns[law.columns[first]][rows]
         axes.plot(x, -100 * own.errors[rows], "o", color=colour, ms=3, label=label)
     axes.axhline(0, color="black", lw=0.8)
@@ -105,6 +107,11 @@ def _residuals(law: ScalingLaw, level: float, reach: float) -> Figure:
     if len(law.columns) > 1:  # beside the axes: residuals fill them evenly and leave no corner free
         figure.legend(loc="outside right upper", frameon=False, fontsize=8)
     return figure
+
+
+def _span(name: str, values: np.ndarray) -> str:
+    low, high = f"{values.min():.2g}", f"{values.max():.2g}"
+    return f"{name} {low}" if low == high else f"{name} {low} to {high}"
 
 
 def _contours(law: KaplanStepLaw, level: float, reach: float) -> Figure:

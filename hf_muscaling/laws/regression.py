@@ -61,6 +61,7 @@ class RegressionLaw(ScalingLaw):
         fixed: Mapping[str, float] | None = None,
     ):
         super().__init__(objective, window, rows)
+        self._check_letters()
         for name, given in (("prior", prior), ("fixed", fixed)):
             if given is not None and not isinstance(given, Mapping):
                 raise ConfigurationError(f"{name}={str(given)[:40]!r} must be a mapping from parameters to values.")
@@ -243,6 +244,18 @@ class RegressionLaw(ScalingLaw):
         self.__dict__.pop("_fitted", None)
 
     # -- checks --------------------------------------------------------------------------------------------------------
+
+    def _check_letters(self) -> None:
+        """What a class says of its parameters must be of those of its `loss`, not of the law it was derived from."""
+        own = set(self.parameters)
+        stated = {"bounds": self.bounds, "weak_prior": self.weak_prior, "scales": self.scales}
+        foreign = [(what, name) for what, names in stated.items() for name in names if name not in own]
+        missing = [("bounds", name) for name in self.parameters if name not in self.bounds]
+        for what, name in [*foreign, *missing]:
+            raise ConfigurationError(
+                f"{type(self).__name__}.{what} {'lacks' if name in own else 'names'} {name!r}; the parameters of its "
+                f"loss are {', '.join(self.parameters)}. Define {what} in the class."
+            )
 
     def _known(self, name: Any, what: str) -> None:
         if name not in self.parameters:

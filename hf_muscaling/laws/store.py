@@ -187,9 +187,21 @@ def parse(source: Any) -> tuple[Any, str]:
 
 def _law_class(cls: type[ScalingLaw], name: Any, where: str) -> type[ScalingLaw]:
     known = {c.__name__: c for c in _subclasses(cls)}
+    if isinstance(name, str) and name.isidentifier() and name not in {c.__name__ for c in _laws()}:
+        raise RecordError(
+            f"Cannot read the law, {where}: it is a {name[:40]!r}, which no imported module defines. Import the module "
+            "that defines the class first; if there is none, the file was edited: write it again with "
+            "law.to_json(path)."
+        )
     if not isinstance(name, str) or name not in known:
         refuse(where, f"it holds a {str(name)[:40]!r}, expected {' or '.join(sorted(known))}")
     return known[name]
+
+
+def _laws() -> list[type[ScalingLaw]]:
+    from .base import ScalingLaw
+
+    return _subclasses(ScalingLaw)
 
 
 def _subclasses(cls: type[ScalingLaw]) -> list[type[ScalingLaw]]:

@@ -133,7 +133,8 @@ class _Builder:
             first = int(np.argmax(several))
             raise RecordError(
                 f"{self.source}: run {str(names[first])!r} has several N ({low[first]:.4g} to {high[first]:.4g}), "
-                "and rows of one run_id are checkpoints of one run. Give every run a name of its own, or leave that column out."
+                "and rows of one run_id are checkpoints of one run. Give every run a name of its own, or leave that "
+                "column out."
             )
 
     # -- columns -------------------------------------------------------------------------------------------------------

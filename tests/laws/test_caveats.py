@@ -1,10 +1,12 @@
 """What the laws say beside their numbers: unequal horizons, losses that rise, repeated data, points below the runs."""
 
+import json
 import warnings
 
 import numpy as np
 import pytest
 
+from hf_muscaling.errors import ConfigurationError, RecordError
 from hf_muscaling.laws import (
     ChinchillaLaw,
     ExtrapolationWarning,
@@ -12,6 +14,7 @@ from hf_muscaling.laws import (
     KaplanLaw,
     KaplanStepLaw,
     PowerLaw,
+    ScalingLaw,
     evaluate_extrapolation,
 )
 from hf_muscaling.laws.caveats import horizons
@@ -212,3 +215,41 @@ class TestDoubtfulTables:
             warnings.simplefilter("error", UserWarning)
             found = evaluate_extrapolation(runs, ChinchillaLaw, "largest_compute", level=None)
         assert "distinct C" in str(found)
+
+
+def test_the_legend_tells_line_band_and_runs_apart():
+    n = np.geomspace(1e6, 2e7, 6)
+    axes = PowerLaw().fit({"N": n, "loss": 2 + 40 * n**-0.25}).plot().axes[0]
+    assert {t.get_text() for t in axes.get_legend().get_texts()} >= {"fit", "90% interval", "runs"}
+    assert axes.lines[0].get_label() == "fit"
+    law = ChinchillaLaw("huber").fit(RUNS)
+    said = [t.get_text() for t in law.plot().axes[0].get_legend().get_texts()]
+    assert said.count("90% interval") == 1
+    labels = [t.get_text() for t in law.plot("residuals").legends[0].get_texts()]
+    assert labels[-1] != labels[0] and any(" to " in label for label in labels)
+
+
+def test_a_law_says_which_letter_its_class_forgot():
+    class Bare(ChinchillaLaw):
+        bounds = {"E": (0.0, np.inf)}
+
+    with pytest.raises(ConfigurationError, match="Bare.bounds lacks 'A'.*Define bounds in the class"):
+        Bare()
+    Bare.bounds = ChinchillaLaw.bounds | {"gamma": (0.0, 1.0)}
+    with pytest.raises(ConfigurationError, match="Bare.bounds names 'gamma'"):
+        Bare()
+
+
+def test_a_stored_law_of_an_unknown_class_asks_for_its_module():
+    record = json.loads(PowerLaw().fit({"N": N[:5], "loss": 2 + 40 * N[:5] ** -0.25}).to_json())
+    with pytest.raises(RecordError, match="Import the module that defines the class first"):
+        ScalingLaw.from_json(record | {"law": "MyOwnLaw"})
+    with pytest.raises(RecordError, match="expected .*ChinchillaLaw"):
+        ChinchillaLaw.from_json(record)
+
+
+def test_a_size_that_has_no_effect_divides_by_nothing():
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", RuntimeWarning)
+        found = KaplanStepLaw.loss(1e6, 1e3, 1e5, 0.0, 0.1, 3e3, 0.6, 2e8, 0.21, 1.5)
+    assert np.isfinite(found)
