@@ -5,14 +5,13 @@ from __future__ import annotations
 import argparse
 import math
 import os
-import re
 import sys
 import warnings
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-from hf_muscaling.errors import ConfigurationError, RecordError, UnknownQuantityError
+from hf_muscaling.errors import ConfigurationError, RecordError
 from hf_muscaling.laws import AnnealingLaw, ChinchillaLaw, KaplanLaw, KaplanStepLaw, PowerLaw, ScalingLaw
 from hf_muscaling.readers import FORMATS, RunTable, read_runs
 
@@ -56,7 +55,6 @@ def add_reader_flags(parser: argparse.ArgumentParser, path_optional: bool = Fals
     add("--where", action="append", default=[], metavar="COLUMN=VALUE", help="keep these rows only (repeatable)")
     add("--epochs", type=float, help="keep rows with D of at most so many times unique_tokens (repeated data: 4, say)")
     add("--drop_bad", action="store_true", help="leave out rows without a usable number (diverged runs)")
-    parser.set_defaults(stated=stated)
     add("--ladder_config", metavar="JSON", help="an OLMo-ladder config, for N")
 
 
@@ -74,11 +72,9 @@ def read_columns(args: argparse.Namespace, columns: Iterable[str]) -> RunTable:
         "where": dict(split(word, "--where") for word in args.where) or None,
     }  # fmt: skip
     if args.ladder_config:
-        options["config"] = args.ladder_config
-    try:
-        table = read_runs(args.path, "ladder" if args.ladder_config else args.format, **options)
-    except UnknownQuantityError as error:  # it names --B, which this command may call otherwise
-        raise UnknownQuantityError(re.sub(r"--(N|D|B|loss)\b", rf"--{args.stated}\1", str(error))) from None
+        table = read_runs(args.path, "ladder", config=args.ladder_config, **options)
+    else:
+        table = read_runs(args.path, args.format, **options)
     return table if args.epochs is None else _repeated_at_most(table, args.epochs)
 
 

@@ -131,9 +131,10 @@ class _Builder:
         np.maximum.at(high, run.ravel(), self.out["N"])
         if (several := high > 1.01 * low).any():
             first = int(np.argmax(several))
+            count = len(np.unique(self.out["N"][run.ravel() == first]))
             raise RecordError(
-                f"{self.source}: run {str(names[first])!r} has several N ({low[first]:.4g} to {high[first]:.4g}), "
-                "and rows of one run_id are checkpoints of one run. Give every run a name of its own, or leave that "
+                f"{self.source}: run_id {str(names[first])!r} has {count} different N ({low[first]:.4g} to "
+                f"{high[first]:.4g}), and rows of one run_id are checkpoints of one run. Give every run a name of its own, or leave that "
                 "column out."
             )
 

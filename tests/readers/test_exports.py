@@ -404,7 +404,7 @@ BARE = "1e7,1e9,3.0\n1e8,1e9,2.8\n"
         (HEAD + "1e7,1e9,\n1e8,1e9,\n", "column 'loss' is empty in every row"),
         (HEAD + ",1e9,3\n,1e9,2\n", "column 'N' is empty in every row"),
         ('N,B,step,loss\n1e7,512,"1,024",3\n', "'step' cannot be read: '1,024', expected numbers without thousands"),
-        ("run_id,N,D,loss\nx,1e7,1e9,3\nx,1e8,1e9,2\n", r"run 'x' has several N \(1e\+07 to 1e\+08\)"),
+        ("run_id,N,D,loss\nx,1e7,1e9,3\nx,1e8,1e9,2\n", r"run_id 'x' has 2 different N \(1e\+07 to 1e\+08\)"),
         ("N,loss\n1e7,3\n", "--law power"),
     ],
 )
