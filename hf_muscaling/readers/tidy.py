@@ -134,8 +134,8 @@ class _Builder:
             count = len(np.unique(self.out["N"][run.ravel() == first]))
             raise RecordError(
                 f"{self.source}: run_id {str(names[first])!r} has {count} different N ({low[first]:.4g} to "
-                f"{high[first]:.4g}), and rows of one run_id are checkpoints of one run. Give every run a name of its own, or leave that "
-                "column out."
+                f"{high[first]:.4g}), and rows of one run_id are checkpoints of one run. Give every run a name "
+                "of its own, or leave that column out."
             )
 
     # -- columns -------------------------------------------------------------------------------------------------------
