@@ -25,7 +25,8 @@ if TYPE_CHECKING:
     from hf_muscaling.trainer import MuTrainingArguments
 
 
-def _option(default: Any, text: str) -> Any:
+def option(default: Any, text: str) -> Any:
+    """Return a dataclass field with its default and the help of its flag."""
     metadata = {"help": text.replace("%", "%%")}  # argparse formats it
     if isinstance(default, list):
         return field(default_factory=lambda: list(default), metadata=metadata)
@@ -36,85 +37,85 @@ def _option(default: Any, text: str) -> Any:
 class ExperimentConfig:
     """One experiment; the defaults are the README's, sized for two CPU cores. Every field is also a `--flag`."""
 
-    output_dir: str = _option("runs/llama", "Folder for runs, law, plots and report; the same folder continues.")
-    architecture: str = _option("llama", "llama, gpt2, bert or t5; the training objective follows from it.")
-    num_hidden_layers: int = _option(2, "Depth of every model.")
-    head_size: int = _option(16, "Size of one attention head, fixed while width grows.")
-    model_fields: str | None = _option(None, "Further fields of the stock config at base width, as a YAML mapping.")
-    tie_word_embeddings: bool = _option(False, "Tie the readout to the token embedding.")
-    zero_query: bool = _option(False, "Start the query projection at zero.")
-    zero_readout: bool = _option(False, "Start an untied readout at zero.")
-    parametrization: str = _option("mup", "mup, or sp as a control.")
+    output_dir: str = option("runs/llama", "Folder for runs, law, plots and report; the same folder continues.")
+    architecture: str = option("llama", "llama, gpt2, bert or t5; the training objective follows from it.")
+    num_hidden_layers: int = option(2, "Depth of every model.")
+    head_size: int = option(16, "Size of one attention head, fixed while width grows.")
+    model_fields: str | None = option(None, "Further fields of the stock config at base width, as a YAML mapping.")
+    tie_word_embeddings: bool = option(False, "Tie the readout to the token embedding.")
+    zero_query: bool = option(False, "Start the query projection at zero.")
+    zero_readout: bool = option(False, "Start an untied readout at zero.")
+    parametrization: str = option("mup", "mup, or sp as a control.")
 
-    base_width: int = _option(32, "Width at which hyperparameters are searched.")
-    widths: list[int] = _option([32, 48, 64, 80, 96], "Widths of the proxies.")
-    target_width: int = _option(192, "Width of the model to predict.")
-    seeds: int = _option(2, "Seeds (initialisations) per proxy width.")
-    target_seeds: int = _option(1, "Seeds of the target when it is verified; their mean loss is compared.")
-    verify: bool = _option(False, "Train the target too and report the error of the prediction.")
+    base_width: int = option(32, "Width at which hyperparameters are searched.")
+    widths: list[int] = option([32, 48, 64, 80, 96], "Widths of the proxies.")
+    target_width: int = option(192, "Width of the model to predict.")
+    seeds: int = option(2, "Seeds (initialisations) per proxy width.")
+    target_seeds: int = option(1, "Seeds of the target when it is verified; their mean loss is compared.")
+    verify: bool = option(False, "Train the target too and report the error of the prediction.")
 
-    learning_rates: list[float] = _option([4e-3, 8e-3, 1.6e-2], "Grid of learning rates at base width.")
-    init_stds: list[float] = _option([0.05], "Grid of initial stds at base width (T5: of attention matrices).")
-    output_multipliers: list[float] = _option([1.0], "Grid of output multipliers.")
-    learning_rate_law: str | None = _option(
+    learning_rates: list[float] = option([4e-3, 8e-3, 1.6e-2], "Grid of learning rates at base width.")
+    init_stds: list[float] = option([0.05], "Grid of initial stds at base width (T5: of attention matrices).")
+    output_multipliers: list[float] = option([1.0], "Grid of output multipliers.")
+    learning_rate_law: str | None = option(
         None, "JSON of a LearningRateLaw: the grid of learning rates moves to its rate for this horizon and batch size."
     )
-    steps: int = _option(800, "Optimizer steps of every run.")
-    batch_size: int = _option(32, "Sequences per optimizer step, over all processes.")
-    accumulation_steps: int = _option(1, "Micro-batches per step.")
-    sequence_length: int = _option(64, "Tokens of text per sequence, before an objective hides some.")
-    hidden_share: float = _option(0.15, "Share of tokens that masked language models and T5 must predict.")
-    mean_span: float = _option(3.0, "Mean length of T5's hidden spans, tokens.")
-    warmup_steps: int = _option(120, "Steps of linear warm-up.")
-    lr_scheduler: str = _option("cosine", "Any scheduler of transformers.")
-    weight_decay: float = _option(0.0, "Weight decay at base width, coupled to the learning rate.")
-    adam_beta1: float = _option(0.9, "Adam's β1.")
-    adam_beta2: float = _option(0.95, "Adam's β2.")
-    max_grad_norm: float = _option(1.0, "Gradient clipping.")
-    bf16: bool = _option(False, "Mixed precision with bf16.")
-    gradient_checkpointing: bool = _option(False, "Recompute activations in the backward pass: less memory.")
-    compile: bool = _option(False, "Compile the models with torch.compile, for each shape anew.")
-    threads: int = _option(0, "CPU threads per launched process; 0 shares this machine's cores among them.")
-    placement: str = _option(
+    steps: int = option(800, "Optimizer steps of every run.")
+    batch_size: int = option(32, "Sequences per optimizer step, over all processes.")
+    accumulation_steps: int = option(1, "Micro-batches per step.")
+    sequence_length: int = option(64, "Tokens of text per sequence, before an objective hides some.")
+    hidden_share: float = option(0.15, "Share of tokens that masked language models and T5 must predict.")
+    mean_span: float = option(3.0, "Mean length of T5's hidden spans, tokens.")
+    warmup_steps: int = option(120, "Steps of linear warm-up.")
+    lr_scheduler: str = option("cosine", "Any scheduler of transformers.")
+    weight_decay: float = option(0.0, "Weight decay at base width, coupled to the learning rate.")
+    adam_beta1: float = option(0.9, "Adam's β1.")
+    adam_beta2: float = option(0.95, "Adam's β2.")
+    max_grad_norm: float = option(1.0, "Gradient clipping.")
+    bf16: bool = option(False, "Mixed precision with bf16.")
+    gradient_checkpointing: bool = option(False, "Recompute activations in the backward pass: less memory.")
+    compile: bool = option(False, "Compile the models with torch.compile, for each shape anew.")
+    threads: int = option(0, "CPU threads per launched process; 0 shares this machine's cores among them.")
+    placement: str = option(
         "auto", "Runs side by side, a thread, GPU or launched process each: auto, together (never) or apart (always)."
     )
-    seed: int = _option(0, "Seed of the batch order and of the first initialisation.")
-    live: str = _option("none", "Live view of the series: trackio, tensorboard, auto (what is installed) or none.")
-    checkpoint_steps: int = _option(200, "Steps between checkpoints of a run.")
-    logging_steps: int = _option(10, "Steps between rows of a loss curve.")
+    seed: int = option(0, "Seed of the batch order and of the first initialisation.")
+    live: str = option("none", "Live view of the series: trackio, tensorboard, auto (what is installed) or none.")
+    checkpoint_steps: int = option(200, "Steps between checkpoints of a run.")
+    logging_steps: int = option(10, "Steps between rows of a loss curve.")
 
-    dataset: str = _option("embedded", "'embedded' or the name of a Hub data set, which is streamed (allenai/c4).")
-    dataset_config: str | None = _option(None, "Configuration of the data set (en).")
-    dataset_revision: str | None = _option(None, "Pinned revision of the data set.")
-    dataset_split: str = _option("train", "Split to train on.")
-    heldout_split: str | None = _option(
+    dataset: str = option("embedded", "'embedded' or the name of a Hub data set, which is streamed (allenai/c4).")
+    dataset_config: str | None = option(None, "Configuration of the data set (en).")
+    dataset_revision: str | None = option(None, "Pinned revision of the data set.")
+    dataset_split: str = option("train", "Split to train on.")
+    heldout_split: str | None = option(
         None, "Split to evaluate on; by default documents held out of the training split."
     )
-    mixture: str | None = _option(
+    mixture: str | None = option(
         None, "Domains in exact proportions of tokens: nanolm:100B, nanodata, c4, mc4 or a YAML file, also FILE:TRACK."
     )
-    data_files: list[str] = _option([], "Local text, JSONL or parquet files instead of a data set.")
-    text_column: str = _option("text", "Column that holds the text.")
-    domains: list[str] = _option(["prose"], "Domains of the embedded corpus: prose, code.")
-    vocab_size: int = _option(1024, "Vocabulary of the byte-level BPE that is trained on the data.")
-    tokenizer: str | None = _option(None, "A ready tokenizer (folder or Hub name) instead.")
-    heldout_tokens: int = _option(131_072, "Tokens of the held-out set.")
+    data_files: list[str] = option([], "Local text, JSONL or parquet files instead of a data set.")
+    text_column: str = option("text", "Column that holds the text.")
+    domains: list[str] = option(["prose"], "Domains of the embedded corpus: prose, code.")
+    vocab_size: int = option(1024, "Vocabulary of the byte-level BPE that is trained on the data.")
+    tokenizer: str | None = option(None, "A ready tokenizer (folder or Hub name) instead.")
+    heldout_tokens: int = option(131_072, "Tokens of the held-out set.")
 
     # With several seeds a width the noise is averaged away and least squares is unbiased. PowerLaw's own default, a
     # weak prior around b = -0.4, is for few single runs: where embeddings dominate N, b is nearer -0.6.
-    objective: str = _option("least_squares", "Fitting objective: least_squares, huber, lad or bayes (a weak prior).")
-    count: str = _option("total", "Which N the law uses: total or non_embedding.")
-    level: float = _option(0.9, "Level of the prediction interval.")
+    objective: str = option("least_squares", "Fitting objective: least_squares, huber, lad or bayes (a weak prior).")
+    count: str = option("total", "Which N the law uses: total or non_embedding.")
+    level: float = option(0.9, "Level of the prediction interval.")
 
-    budget: str | None = _option(
+    budget: str | None = option(
         None, "Share of the target's FLOPs for grid and proxies (5%): widths and seeds are planned, one run at a time."
     )
-    tolerance: str | None = _option(
+    tolerance: str | None = option(
         None, "Half-width of the interval, as a share of the loss (1%), at which no more proxies are trained."
     )
 
-    push_to_hub: str | None = _option(None, "Share everything as user/name on the Hub when done (`muscaling push`).")
-    hub_private_repo: bool = _option(False, "Make the repositories private.")
+    push_to_hub: str | None = option(None, "Share everything as user/name on the Hub when done (`muscaling push`).")
+    hub_private_repo: bool = option(False, "Make the repositories private.")
 
     def __post_init__(self) -> None:
         positive = (

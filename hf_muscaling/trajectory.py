@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from hf_muscaling.configuration import ExperimentConfig, _option
+from hf_muscaling.configuration import ExperimentConfig, option
 from hf_muscaling.curves import curve_table, steps_to_loss
 from hf_muscaling.errors import ConfigurationError, FitError, TrainingError
 from hf_muscaling.runs import Run, read_json, write_json
@@ -57,27 +57,27 @@ class TrajectoryConfig(ExperimentConfig):
     [(2000, 0.004), (500, 0.008), (100, 0.032)]
     """
 
-    output_dir: str = _option("runs/trajectory", "Folder for runs, prediction, report and plots; it continues.")
-    vocab_size: int = _option(512, "Vocabulary; small, so that embeddings do not outweigh the body of tiny models.")
-    widths: list[int] = _option([32, 48, 64, 96], "Widths of the fitted models.")
-    target_width: int = _option(160, "Width of the model to predict.")
-    seeds: int = _option(1, "Seeds (initialisations) per fitted width and batch size.")
-    batch_size: int = _option(32, "Batch size, in sequences, at which steps and learning_rates are meant.")
-    batch_sizes: list[int] = _option([8, 32, 128], "Batch sizes of the fitted runs, in sequences: three or more.")
-    target_batch_sizes: list[int] = _option([64, 4], "Batch sizes of the predicted curves, in sequences.")
-    steps: int = _option(500, "Optimizer steps at batch_size; other batch sizes see as many tokens.")
-    least_steps: int = _option(250, "Fewest steps of a run, which gives the largest batches more tokens.")
-    warmup_share: float = _option(0.05, "Share of a run's steps with a rising learning rate, at least 10 steps.")
-    learning_rates: list[float] = _option([3e-3, 6e-3, 1.2e-2], "Grid at base width and batch_size; one: no search.")
-    lr_exponent: float = _option(0.5, "The learning rate grows as batch size to this power: 0.5 is Adam's rule.")
-    lr_scheduler: str = _option("constant_with_warmup", "A schedule without decay: every step is a valid end.")
-    heldout_tokens: int = _option(65_536, "Tokens of the held-out set.")
-    loss_levels: list[float] = _option([], "Losses whose steps, tokens and B_crit are predicted; three by default.")
-    count: str = _option("non_embedding", "Which N the law uses: non_embedding (Kaplan's) or total.")
-    objective: str = _option("bayes", "Fitting objective of the joint law: bayes, huber, least_squares or lad.")
-    irreducible: str = _option("auto", "Irreducible loss of the joint law: auto, yes or no (the paper's).")
-    window: float = _option(0.3, "Share of each run, by tokens, left out of the joint fit.")
-    stage_window: float = _option(
+    output_dir: str = option("runs/trajectory", "Folder for runs, prediction, report and plots; it continues.")
+    vocab_size: int = option(512, "Vocabulary; small, so that embeddings do not outweigh the body of tiny models.")
+    widths: list[int] = option([32, 48, 64, 96], "Widths of the fitted models.")
+    target_width: int = option(160, "Width of the model to predict.")
+    seeds: int = option(1, "Seeds (initialisations) per fitted width and batch size.")
+    batch_size: int = option(32, "Batch size, in sequences, at which steps and learning_rates are meant.")
+    batch_sizes: list[int] = option([8, 32, 128], "Batch sizes of the fitted runs, in sequences: three or more.")
+    target_batch_sizes: list[int] = option([64, 4], "Batch sizes of the predicted curves, in sequences.")
+    steps: int = option(500, "Optimizer steps at batch_size; other batch sizes see as many tokens.")
+    least_steps: int = option(250, "Fewest steps of a run, which gives the largest batches more tokens.")
+    warmup_share: float = option(0.05, "Share of a run's steps with a rising learning rate, at least 10 steps.")
+    learning_rates: list[float] = option([3e-3, 6e-3, 1.2e-2], "Grid at base width and batch_size; one: no search.")
+    lr_exponent: float = option(0.5, "The learning rate grows as batch size to this power: 0.5 is Adam's rule.")
+    lr_scheduler: str = option("constant_with_warmup", "A schedule without decay: every step is a valid end.")
+    heldout_tokens: int = option(65_536, "Tokens of the held-out set.")
+    loss_levels: list[float] = option([], "Losses whose steps, tokens and B_crit are predicted; three by default.")
+    count: str = option("non_embedding", "Which N the law uses: non_embedding (Kaplan's) or total.")
+    objective: str = option("bayes", "Fitting objective of the joint law: bayes, huber, least_squares or lad.")
+    irreducible: str = option("auto", "Irreducible loss of the joint law: auto, yes or no (the paper's).")
+    window: float = option(0.3, "Share of each run, by tokens, left out of the joint fit.")
+    stage_window: float = option(
         0.05, "Share left out of the stage-wise fit: the warm-up, for it compares early losses."
     )
 
