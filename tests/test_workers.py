@@ -137,9 +137,9 @@ def _noting(noted, original):
 def _once(act):
     calls = []
 
-    def show_loss(self, loss):
+    def show_loss(self, *heard):
         if not calls:
-            calls.append(loss)
+            calls.append(heard)
             act()
 
     return show_loss
@@ -186,8 +186,9 @@ def test_the_recipe_side_by_side_killed_interrupted_and_preempted(tmp_path, monk
     monkeypatch.setenv("HF_MUSCALING_CACHE", str(tmp_path / "cache"))
 
     def config(name, threads):
-        settings = {"steps": 250, "widths": [8, 16, 32], "target_width": 64, "learning_rates": [1e-2], "seeds": 2}
-        settings |= {"checkpoint_steps": 20, "placement": "apart", "threads": threads}
+        # a worker needs seconds to start, in which this process trains: the runs must be many and long enough for three
+        settings = {"steps": 600, "widths": [8, 16, 32], "target_width": 64, "learning_rates": [1e-2], "seeds": 4}
+        settings |= {"checkpoint_steps": 40, "placement": "apart", "threads": threads}
         return tiny_experiment(tmp_path, output_dir=str(tmp_path / name), **settings)
 
     def start():
