@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from multiprocessing import get_context
@@ -14,7 +14,7 @@ import numpy as np
 
 from ..errors import ConfigurationError, FitError
 from .base import ScalingLaw
-from .evaluation import evaluate_extrapolation, evaluate_together
+from .evaluation import evaluate_extrapolation, evaluate_together, prototype
 from .selection import run_index
 from .table import _columns, run_labels
 from .together import batched
@@ -76,7 +76,7 @@ class ExtrapolationGrid:
 
 def extrapolation_grid(
     table: Any,
-    laws: Mapping[str, ScalingLaw],
+    laws: Mapping[str, ScalingLaw] | Iterable[ScalingLaw | type[ScalingLaw]],
     windows: Sequence[float] = (0.0, 0.1, 0.3, 0.5),
     seen: Sequence[float] = PERCENTAGES,
     models: Sequence[int] | None = None,
@@ -89,12 +89,15 @@ def extrapolation_grid(
     """Fit every law on the first `seen` of the `models` smallest models, after leaving out the first `window` of what
     is left of each run, and score each at the target (`evaluate_extrapolation`, without intervals).
 
+    `laws` is {name: law}, or a list of laws, which go by their classes' names (and objectives, if one comes twice);
     `models` defaults to 3 up to all sizes below the target; `checkpoints` thins each run to about so many rows, evenly
     (None keeps all); `progress(done, all)` is called after every fit; `processes` share the work. Cells that cannot be
     fitted are NaN.
 
-    Raises `ConfigurationError` without laws, `FitError` for a table with fewer than three sizes below the target.
+    Raises `ConfigurationError` without laws or for what is none, `FitError` for a table with fewer than three sizes
+    below the target.
     """
+    laws = _by_name(laws)
     if not laws or not windows or not seen:
         raise ConfigurationError("Give at least one law, one window and one share of training.")
     raw = {name: np.asarray(values) for name, values in _columns(table).items()}
@@ -125,6 +128,19 @@ def extrapolation_grid(
     return ExtrapolationGrid(
         tuple(laws), tuple(map(float, windows)), tuple(models), tuple(map(float, seen)), are, fits, seconds
     )
+
+
+def _by_name(laws: Any) -> dict[str, ScalingLaw]:
+    """Unfitted laws under the names that the map shows."""
+    if isinstance(laws, Mapping):
+        return {str(name): prototype(law) for name, law in laws.items()}
+    if isinstance(laws, str) or not isinstance(laws, Iterable):
+        laws = [laws]  # one law, or what `prototype` refuses
+    found = [prototype(law) for law in laws]
+    names = [type(law).__name__ for law in found]
+    for marks in ([law.objective for law in found], range(1, len(found) + 1)):
+        names = [n if names.count(n) == 1 else f"{n} {mark}" for n, mark in zip(names, marks, strict=True)]
+    return dict(zip(names, found, strict=True))
 
 
 def _evaluated(raw: dict[str, np.ndarray], tasks: Sequence[_Task], processes: int) -> Iterator[list[float]]:

@@ -117,7 +117,7 @@ def posterior_modes(
         theta, owner = _best(theta, owner, part.derivatives(theta, delta)[0], len(weight))
         temperature = coolest(theta, owner)
     found = np.empty((len(weight), theta.shape[1]))
-    last = np.full(len(weight), np.inf)
+    last = np.full(len(weight), np.nan)  # of the round before: none
     for _ in range(ROUNDS):
         theta = newton(own(owner), theta, DELTA, tolerance=1e-9)
         s = scale(theta, owner)
@@ -127,7 +127,7 @@ def posterior_modes(
         theta, owner, target = theta[first], owner[first], target[first]
         found[owner] = theta
         temperature[owner] = DELTA * s[first] * (size / count)[owner]
-        live = ~np.isfinite(last[owner]) | (target < last[owner] - 1e-9 * np.abs(last[owner]))
+        live = ~(target >= last[owner] - 1e-9 * np.abs(last[owner]))
         last[owner] = target
         theta, owner = theta[live], owner[live]
         if not len(owner):

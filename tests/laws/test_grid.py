@@ -1,5 +1,7 @@
 """The map over laws, windows, models and training agrees with single evaluations, and shows what it should."""
 
+import warnings
+
 import numpy as np
 import pytest
 
@@ -97,6 +99,25 @@ def test_what_cannot_be_mapped_says_why():
         extrapolation_grid(curves(), {})
     with pytest.raises(ConfigurationError, match="checkpoints=1"):
         thin({"run_id": np.array(["a"])}, 1)
+
+
+def test_a_list_of_laws_goes_by_its_classes():
+    laws = [PowerLaw(), ChinchillaLaw("huber"), ChinchillaLaw(), KaplanLaw, KaplanLaw(fixed={"alpha_N": 0.08})]
+    grid = extrapolation_grid(curves(), laws, (0.3,), (1.0,), (4,))
+    names = ("PowerLaw", "ChinchillaLaw huber", "ChinchillaLaw bayes", "KaplanLaw bayes 4", "KaplanLaw bayes 5")
+    assert grid.laws == names
+    named = extrapolation_grid(curves(), dict(zip(names, laws, strict=True)), (0.3,), (1.0,), (4,))
+    np.testing.assert_array_equal(grid.are, named.are)
+    assert extrapolation_grid(curves(), ChinchillaLaw(), (0.3,), (1.0,), (4,)).laws == ("ChinchillaLaw",)
+    for wrong in (["chinchilla"], "chinchilla", {"c": None}, [ChinchillaLaw(), 3]):
+        with pytest.raises(ConfigurationError, match="is not a law. Pass one, such as"):
+            extrapolation_grid(curves(), wrong)
+
+
+def test_a_map_of_clean_curves_warns_of_nothing():
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        extrapolation_grid(curves(0.1), {"c": ChinchillaLaw(), "k": KaplanLaw()}, (0.0, 0.3), (0.2, 1.0), (2, 4))
 
 
 def test_thinning_keeps_each_run_and_its_end():
