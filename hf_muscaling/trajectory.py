@@ -29,6 +29,9 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 LATE = 0.3  #: share of a curve left out before it is scored
+LEVEL_SHARES = (0.5, 0.65, 0.8)
+"""Shares of a target's steps after which losses that nobody named are predicted to be reached. A target that needs 10 %
+more steps than that still reaches them before its last window, at 95 %."""
 
 UNUSED = {
     "warmup_steps": "set warmup_share instead: the warm-up is a share of each run",
@@ -65,8 +68,8 @@ class TrajectoryConfig(ExperimentConfig):
     batch_size: int = option(32, "Batch size, in sequences, at which steps and learning_rates are meant.")
     batch_sizes: list[int] = option([8, 32, 128], "Batch sizes of the fitted runs, in sequences: three or more.")
     target_batch_sizes: list[int] = option([64, 4], "Batch sizes of the predicted curves, in sequences.")
-    steps: int = option(500, "Optimizer steps at batch_size; other batch sizes see as many tokens.")
-    least_steps: int = option(250, "Fewest steps of a run, which gives the largest batches more tokens.")
+    steps: int = option(1500, "Optimizer steps at batch_size; other batch sizes see as many tokens.")
+    least_steps: int = option(500, "Fewest steps of a run, which gives the largest batches more tokens.")
     warmup_share: float = option(0.05, "Share of a run's steps with a rising learning rate, at least 10 steps.")
     learning_rates: list[float] = option([3e-3, 6e-3, 1.2e-2], "Grid at base width and batch_size; one: no search.")
     lr_exponent: float = option(0.5, "The learning rate grows as batch size to this power: 0.5 is Adam's rule.")
@@ -289,7 +292,7 @@ def fit_constants(
         warnings.simplefilter("ignore")
         law = KaplanStepLaw(config.objective, config.window, irreducible=irreducible).fit(table)
         try:
-            return law, estimate_stages(table, config.stage_window), ""
+            return law, estimate_stages(table, config.stage_window, partial=True), ""
         except FitError as error:
             return law, None, str(error)
 
@@ -299,8 +302,25 @@ def predict_curves(law: "KaplanStepLaw", N: float, config: TrajectoryConfig) -> 
     from hf_muscaling.laws.forecasting import forecast
 
     batches = [b * config.sequence_length for b in config.target_batch_sizes]
-    tokens = [config.steps_at(b) * b * config.sequence_length for b in config.target_batch_sizes]
-    return forecast(law, N, batches, losses=config.loss_levels or None, tokens=tokens, level=config.level)
+    steps = [config.steps_at(b) for b in config.target_batch_sizes]
+    tokens = [s * b for s, b in zip(steps, batches, strict=True)]
+    losses = config.loss_levels or levels_within(law, N, steps, batches)
+    return forecast(law, N, batches, losses=losses, tokens=tokens, level=config.level)
+
+
+def levels_within(law: "KaplanStepLaw", N: float, steps: Sequence[int], batches: Sequence[int]) -> list[float]:
+    """Return the losses predicted after each of `LEVEL_SHARES` of a run's steps, at the batch size (tokens) that is
+    then least far: every run is long enough to tell whether the prediction of its steps was right.
+
+    >>> from hf_muscaling import KaplanStepLaw
+    >>> law = KaplanStepLaw()
+    >>> law.params_ = dict(N_c=2e9, alpha_N=0.12, S_c=150, alpha_S=0.6, B_star=3e6, alpha_B=0.19, E=0)
+    >>> levels_within(law, 1e6, [750, 12000], [4096, 256])
+    [3.41, 3.31, 3.24]
+    """
+    ends = [[float(law.loss(N, share * s, b, **law.params_)) for share in LEVEL_SHARES]
+            for s, b in zip(steps, batches, strict=True)]  # fmt: skip
+    return list(dict.fromkeys(round(max(losses), 2) for losses in zip(*ends, strict=True)))
 
 
 def curve_error(found: "Forecast", measured: dict[str, Any]) -> CurveError:

@@ -61,8 +61,7 @@ def critical_batches(result: "TrajectoryResult", loss: float) -> tuple[float, fl
     joint = float(result.law.critical_batch_size(loss))
     if result.stages is None:
         return joint, None
-    p = result.stages.params
-    return joint, float(p["B_star"] / loss ** (1 / p["alpha_B"]))
+    return joint, result.stages.critical_batch_size(loss)
 
 
 def prediction_text(result: "TrajectoryResult") -> str:

@@ -72,7 +72,7 @@ def run(arguments: Sequence[str]) -> None:
     print(f"\nN counts parameters {counted}.\n{found}")
     if stages:
         for loss in dict.fromkeys(r.loss for r in found.reaches):
-            print(f"B_crit at loss {loss:g}, stage by stage: {_critical(stages, loss):,.0f} tokens")
+            print(f"B_crit at loss {loss:g}, stage by stage: {stages.critical_batch_size(loss):,.0f} tokens")
     for path, what in ((args.save, "Law"), (args.plot, "Plot")):
         if path:
             print(f"\n{what}: {path}")
@@ -120,13 +120,9 @@ def _one_model_a_run(table: RunTable) -> None:
 def _stages(table: RunTable, window: float) -> tuple[StageWise | None, str]:
     """The stage-wise constants, or what the runs lack for them."""
     try:
-        return estimate_stages(table, window), ""
+        return estimate_stages(table, window, partial=True), ""
     except FitError as error:
         return None, str(error)
-
-
-def _critical(stages: StageWise, loss: float) -> float:
-    return float(stages.params["B_star"] / loss ** (1 / stages.params["alpha_B"]))
 
 
 def _record(found: Forecast, law: KaplanStepLaw, stages: StageWise | None, counted: str) -> dict[str, Any]:
@@ -135,5 +131,5 @@ def _record(found: Forecast, law: KaplanStepLaw, stages: StageWise | None, count
         "N_counts": f"parameters {counted}",
         "constants": {"joint": law.params_, "stage_wise": stages and stages.params},
         "critical_batch_stage_wise": stages
-        and {f"{loss:g}": _critical(stages, loss) for loss in np.unique([r.loss for r in found.reaches]).tolist()},
+        and {f"{r.loss:g}": stages.critical_batch_size(r.loss) for r in found.reaches},
     }

@@ -164,15 +164,28 @@ def _plain_ticks(axis: Any) -> None:
     axis.set_minor_locator(NullLocator())
 
 
+def _few_ticks(axis: Any) -> None:
+    """Labels at 1, 2, 5 only: the others overlap."""
+    axis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.0f}" if value < 1e5 else f"{value:.2g}"))
+    axis.set_minor_formatter(NullFormatter())
+
+
 def plot_stages(found: StageWise) -> Figure:
-    """A panel for every stage: B_crit over loss, the sizes' limits over N, loss above the limit over S_min."""
-    figure, (first, second, third) = _axes(3)
+    """A panel for every stage found: B_crit over loss, the sizes' limits over N, loss above the limit over S_min."""
     p = found.params
+    figure, panels = _axes(3 if found.limits else 1)
+    first = panels[0] if found.limits else panels
     line = np.geomspace(found.critical["loss"].min(), found.critical["loss"].max(), 50)
     first.plot(found.critical["loss"], found.critical["B_crit"], "o", color=COLOURS[1], ms=4)
     first.plot(line, p["B_star"] * line ** (-1 / p["alpha_B"]), color=COLOURS[0])
     first.set(xscale="log", yscale="log", xlabel="loss, nats per token", ylabel="B_crit, tokens")
     first.set_title(f"1: B_star {p['B_star']:.3g}, alpha_B {p['alpha_B']:.3g}")
+    _plain_ticks(first.xaxis)
+    _few_ticks(first.yaxis)
+    if not found.limits:
+        return figure
+    second, third = panels[1:]
     line = np.geomspace(found.limits["N"].min(), found.limits["N"].max(), 50)
     second.plot(found.limits["N"], found.limits["loss"], "o", color=COLOURS[1], ms=5)
     second.plot(line, (p["N_c"] / line) ** p["alpha_N"], color=COLOURS[0])
@@ -186,12 +199,8 @@ def plot_stages(found: StageWise) -> Figure:
     third.set(xscale="log", yscale="log", xlabel="S_min, optimizer steps", ylabel="loss - (N_c/N)^alpha_N")
     third.set_title(f"3: S_c {p['S_c']:.3g}, alpha_S {p['alpha_S']:.3g}")
     third.legend(frameon=False, fontsize=8)
-    for axis in (first.xaxis, second.yaxis):
-        _plain_ticks(axis)
-    for axis in (second.xaxis, first.yaxis):  # labels at 1, 2, 5 only: the others overlap
-        axis.set_major_locator(LogLocator(subs=(1, 2, 5)))
-        axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.0f}" if value < 1e5 else f"{value:.2g}"))
-        axis.set_minor_formatter(NullFormatter())
+    _plain_ticks(second.yaxis)
+    _few_ticks(second.xaxis)
     return figure
 
 

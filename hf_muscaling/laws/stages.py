@@ -25,6 +25,7 @@ from .table import _columns, read_table, run_labels
 
 LEVELS = 12
 WARM_UP = 0.03  #: share of a run
+CONSTANTS = ("N_c", "alpha_N", "S_c", "alpha_S", "B_star", "alpha_B")
 
 
 @dataclass(frozen=True)
@@ -32,35 +33,44 @@ class StageWise:
     """The constants found stage by stage, with the points of every regression.
 
     `critical` holds loss, B_crit, S_min, E_min of stage 1 and the (loss, 1/B, S) it read off; `limits` N and loss of
-    stage 2; `steps` S_min, rest (loss less the size's limit) and N of stage 3.
+    stage 2; `steps` S_min, rest (loss less the size's limit) and N of stage 3. `lacking` says why stages 2 and 3 are
+    missing, if they are: `params` then holds B_star and alpha_B only.
     """
 
     params: dict[str, float]
     critical: Mapping[str, np.ndarray]
     limits: Mapping[str, np.ndarray]
     steps: Mapping[str, np.ndarray]
+    lacking: str = ""
+
+    def critical_batch_size(self, loss: float) -> float:
+        """`B_star / loss^(1/alpha_B)`, tokens."""
+        return float(self.params["B_star"] / loss ** (1 / self.params["alpha_B"]))
 
     def compare(self, joint: KaplanStepLaw) -> str:
-        """Both sets of constants side by side."""
+        """Both sets of constants side by side; "open" where a stage is missing."""
         lines = [f"{'':8s} {'stage by stage':>16s} {'jointly':>12s}"]
-        lines += [f"{n:8s} {self.params[n]:16.5g} {joint.params_[n]:12.5g}" for n in self.params]
-        return "\n".join(lines)
+        for name in CONSTANTS:
+            own = f"{self.params[name]:16.5g}" if name in self.params else f"{'open':>16s}"
+            lines.append(f"{name:8s} {own} {joint.params_[name]:12.5g}")
+        return "\n".join(lines + ([f"open: {self.lacking}"] if self.lacking else []))
 
     def plot(self) -> Any:
-        """A matplotlib figure with a panel for every stage."""
+        """A matplotlib figure with a panel for every stage that the runs suffice for."""
         from .plots import plot_stages
 
         return plot_stages(self)
 
 
-def estimate_stages(table: Any, window: float = WARM_UP) -> StageWise:
+def estimate_stages(table: Any, window: float = WARM_UP, partial: bool = False) -> StageWise:
     """Fit the constants of `KaplanStepLaw` stage by stage to training curves.
 
     `table` has one row per checkpoint: N, S (or `step`), B, loss and `run_id`. One size needs at least 3 batch sizes
     (stage 1), and at least 3 sizes are needed (stage 2). The first `window` of every run, by tokens,
     is left out: the warm-up only, since the stages compare runs at losses they pass early.
 
-    Raises `FitError` that names the stage for which the runs do not suffice.
+    Raises `FitError` that names the stage for which the runs do not suffice. With `partial`, stage 1 is enough: runs
+    too short to show a size's limit still tell the critical batch size.
 
     >>> truth = dict(N_c=1e14, alpha_N=0.076, S_c=3e3, alpha_S=0.67, B_star=2e8, alpha_B=0.21)
     >>> runs = [(n, b) for n in (1e6, 4e6, 1.6e7, 6e7) for b in (5e4, 2e5, 8e5)]
@@ -78,7 +88,21 @@ def estimate_stages(table: Any, window: float = WARM_UP) -> StageWise:
     raw["run_id"] = labels
     columns = select(read_table(raw, ["N", "S", "B", "loss"], ["run_id"]), window).columns
     critical, b_star, alpha_b = _critical_batch(columns)
+    first = {"B_star": b_star, "alpha_B": alpha_b}
     s_min = columns["S"] / (1 + b_star * columns["loss"] ** (-1 / alpha_b) / columns["B"])
+    try:
+        later, limits, steps = _later_stages(columns, s_min)
+    except FitError as error:
+        if not partial:
+            raise
+        return StageWise(first, critical, {}, {}, str(error))
+    return StageWise(later | first, critical, limits, steps)
+
+
+def _later_stages(
+    columns: Columns, s_min: np.ndarray
+) -> tuple[dict[str, float], dict[str, np.ndarray], dict[str, np.ndarray]]:
+    """Stages 2 and 3: their constants, the sizes' limits, and what is left of the loss over S_min."""
     limits, n_c, alpha_n = _limits(columns, s_min)
     rest = columns["loss"] - (n_c / columns["N"]) ** alpha_n
     keep = rest > 0.02 * columns["loss"]
@@ -90,11 +114,8 @@ def estimate_stages(table: Any, window: float = WARM_UP) -> StageWise:
     alpha_s = -slope
     if not alpha_s > 0:
         raise FitError("Stage 3: the loss does not fall with steps. Check the columns S and loss.")
-    params = {
-        "N_c": n_c, "alpha_N": alpha_n, "S_c": float(np.exp(level / alpha_s)), "alpha_S": float(alpha_s),
-        "B_star": b_star, "alpha_B": alpha_b,
-    }  # fmt: skip
-    return StageWise(params, critical, limits, {"S_min": s_min[keep], "rest": rest[keep], "N": columns["N"][keep]})
+    params = {"N_c": n_c, "alpha_N": alpha_n, "S_c": float(np.exp(level / alpha_s)), "alpha_S": float(alpha_s)}
+    return params, limits, {"S_min": s_min[keep], "rest": rest[keep], "N": columns["N"][keep]}
 
 
 def _critical_batch(columns: Columns) -> tuple[dict[str, np.ndarray], float, float]:

@@ -39,6 +39,24 @@ def test_each_stage_says_what_it_lacks():
         estimate_stages([{k: v for k, v in row.items() if k != "run_id"} for row in table()])
 
 
+def test_runs_too_short_for_a_limit_still_tell_the_critical_batch_size():
+    """Two sizes show no limit over N; curves at one batch size show no B_crit, with or without `partial`."""
+    two = table(sizes=(1e6, 4e6))
+    stages = estimate_stages(two, partial=True)
+    assert "Stage 2" in stages.lacking and set(stages.params) == {"B_star", "alpha_B"}
+    whole = estimate_stages(table())
+    assert not whole.lacking
+    for loss in (6.0, 5.0):
+        truth = TRUTH["B_star"] / loss ** (1 / TRUTH["alpha_B"])
+        assert stages.critical_batch_size(loss) == pytest.approx(truth, rel=0.1)
+        assert whole.critical_batch_size(loss) == pytest.approx(truth, rel=0.1)
+    assert len(stages.plot().axes) == 1
+    text = stages.compare(KaplanStepLaw("huber", irreducible=False).fit(table()[::5]))
+    assert text.count("  open ") == 4 and "open: Stage 2" in text
+    with pytest.raises(FitError, match="Stage 1"):
+        estimate_stages(table(batches=(5e4,)), partial=True)
+
+
 def test_every_plot_has_content():
     stages = estimate_stages(table(0.002))
     figure = stages.plot()

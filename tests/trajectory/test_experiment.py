@@ -9,11 +9,11 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from hf_muscaling import Run, TrajectoryConfig, predict_trajectory
+from hf_muscaling import KaplanStepLaw, Run, TrajectoryConfig, predict_trajectory
 from hf_muscaling.configuration import parse_experiment
 from hf_muscaling.errors import ConfigurationError, TrainingError
 from hf_muscaling.runs import write_json
-from hf_muscaling.trajectory import check_prediction, check_settings, curve_error
+from hf_muscaling.trajectory import check_prediction, check_settings, curve_error, levels_within
 from hf_muscaling.trajectory_report import verification_lines
 from tests.series_helpers import flags, write_text_file
 
@@ -93,6 +93,19 @@ def test_an_error_is_measured_after_the_start_of_a_curve():
     assert early.reaches[0]["error"] is None and early.reaches[0]["inside"] is None
     lines = verification_lines(SimpleNamespace(forecast=replace(found, fitted={"B": (1.0, 1e3)}), errors=[early]))
     assert "reached before the first window" in lines[1] and "not comparable" in lines[1]
+
+
+def test_levels_nobody_named_are_reached_by_every_target():
+    """Each by 80 % of its steps as predicted, so that a run that needs 10 % more tells; quarters and ends would not."""
+    law = KaplanStepLaw(irreducible=False)
+    law.params_ = {"N_c": 2e9, "alpha_N": 0.12, "S_c": 150, "alpha_S": 0.6, "B_star": 3e6, "alpha_B": 0.19, "E": 0.0}
+    steps, batches = [750, 12000, 250], [4096, 256, 16384]
+    levels = levels_within(law, 1e6, steps, batches)
+    assert len(levels) == 3 and levels == sorted(levels, reverse=True)
+    runs = list(zip(steps, batches, strict=True))
+    needed = {(b, loss): law.steps_to(loss, 1e6, b) / s for s, b in runs for loss in levels}
+    assert max(needed.values()) == pytest.approx(0.8, abs=0.02)  # the largest batch is least far
+    assert [needed[16384, loss] for loss in levels] == pytest.approx([0.5, 0.65, 0.8], abs=0.02)
 
 
 def test_a_prediction_stays_once_its_target_is_known(tmp_path):
