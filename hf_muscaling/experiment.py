@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from hf_muscaling.budget.experiment import Offer
     from hf_muscaling.data import ObjectiveBlocks, PackedBlocks, PackedData
     from hf_muscaling.laws.base import Prediction, ScalingLaw
+    from hf_muscaling.series import Job
 
 logger = logging.getLogger(__name__)
 
@@ -137,83 +138,157 @@ def run_experiment(
 
 
 def _train_and_predict(config, setup, args, folder, workers, progress) -> ExperimentResult:
-    from hf_muscaling.counting import count_parameters
-    from hf_muscaling.live import open_view
-    from hf_muscaling.progress import SeriesProgress
-    from hf_muscaling.series import Job, run_jobs
+    """The steps of nanoLM: search at base width, transfer to every width, fit the law, predict, and check."""
+    with _Training(config, setup, args, folder, workers, progress) as training:
+        training.record()
+        grid = training.search()
+        best = best_of_grid(grid, config)
+        training.transfer(best)
+        proxies = training.proxies()
+        law = fit_law(proxies, config)
+        prediction = law.predict(N=training.target_N, level=config.level)
+        targets = training.targets()
+    ratio, edge = training.cost_ratio([*grid, *proxies]), at_edge([run.lr for run in grid], best)
+    return ExperimentResult(
+        config, grid, best, proxies, law, training.target_N, prediction, targets, ratio, setup.data.info, training.main,
+        [edge] if edge else [],
+    )  # fmt: skip
 
-    base, data, hashes = setup.base, setup.data, setup.hashes
-    target = base.at_width(config.target_width)
-    proxy_seeds = [config.seed + k for k in range(config.seeds)]
-    target_seeds = [config.seed + k for k in range(config.target_seeds)] if config.verify else []
-    grid = [
-        Job(
-            base.replace(**config.init_fields(std), output_multiplier=tau).at_width(config.base_width),
-            args,
-            seed=config.seed,
-            learning_rate=lr,
-        )
-        for std, tau, lr in itertools.product(config.init_stds, config.output_multipliers, config.learning_rates)
-    ]
-    per_step = config.batch_size * config.sequence_length
-    offered = _offered(config, len(data.tokenizer))
-    planned = [Job(base.at_width(w), args, seed=s) for w in config.widths for s in proxy_seeds] if not offered else []
-    planned += [Job(target, args, seed=s) for s in target_seeds]
-    costs = [job.cost(per_step) for job in grid + planned]
-    left = max(offered.budget - offered.overhead, 0.0) * Job(target, args, seed=0).cost(per_step) if offered else 0.0
-    costs.append(left)
-    main = args.process_index == 0
-    target_N = count_parameters(target, config.count)
 
-    def predict(runs: Sequence[Run]) -> "Prediction | None":
+class _Training:
+    """What the steps of an experiment train, in their order, with one bar and one live view over all of them."""
+
+    def __init__(self, config, setup, args, folder, workers, progress):
+        from hf_muscaling.counting import count_parameters
+        from hf_muscaling.live import open_view
+        from hf_muscaling.progress import SeriesProgress
+
+        self.config, self.setup, self.args, self.folder = config, setup, args, folder
+        self.base, self.rate = setup.base, None  # the rate and the rest of the base are found by the search
+        self.main = args.process_index == 0
+        self.seeds = [config.seed + k for k in range(config.seeds)]
+        self.target_seeds = [config.seed + k for k in range(config.target_seeds)] if config.verify else []
+        self.target_N = count_parameters(self.base.at_width(config.target_width), config.count)
+        self.offered = _offered(config, len(setup.data.tokenizer))
+        self.view = open_view(config.live, folder, self._predict_early) if self.main else None
+        name = f"{config.architecture} series"
+        self.bar = SeriesProgress(self._costs(), name, enabled=progress and self.main, view=self.view)
+        self.options = {"family": experiment_family(config, setup.data), "hashes": setup.hashes, "progress": self.bar}
+        self.options |= {"data_collator": setup.data_collator, "placement": config.placement, "workers": workers}
+
+    def __enter__(self) -> "_Training":
+        return self
+
+    def __exit__(self, *error: Any) -> None:
+        self.bar.close()
+        if self.view is not None:
+            self.view.close()
+
+    def record(self) -> None:
+        """Write down what the experiment is, before anything trains."""
+        if self.main:
+            config, data = self.config, self.setup.data
+            record = {"config": asdict(config), "objective": config.training_objective, "data": data.info}
+            write_json(self.folder / "experiment.json", record | self.setup.hashes)
+            data.tokenizer.save_pretrained(str(self.folder / "tokenizer"))
+
+    def search(self) -> list[Run]:
+        """Train every point of the grid at the base width."""
+        return self._run(self._grid(), "grid")
+
+    def transfer(self, best: Run) -> None:
+        """μTransfer: what was best at the base width holds for every width from here on."""
+        names = [*self.config.init_fields(1.0), "output_multiplier"]
+        self.base, self.rate = self.base.replace(**{name: best.config[name] for name in names}), best.lr
+
+    def proxies(self) -> Series:
+        """Train the proxies: the widths asked for, or what the planner advises for the budget."""
+        if self.offered is None:
+            runs = self._run(self._jobs(sorted(self.config.widths), self.seeds), "proxy")
+        else:
+            runs = self._planned_proxies(self.offered)
+            self.bar.skip(self._budget_left())  # what it could have cost, or did
+        return Series(runs, name=self.config.architecture)
+
+    def targets(self) -> list[Run]:
+        """Train the target itself, where the experiment is to be verified."""
+        return self._run(self._jobs([self.config.target_width], self.target_seeds), "target")
+
+    def cost_ratio(self, trained: Sequence[Run]) -> float:
+        """Return the FLOPs of a step of all runs, each counted once, over those of the target's."""
+        config, vocabulary = self.config, self.base.vocab_size
+        once = {run.run_id: run for run in trained}
+        spent = sum(experiment_step_flops(config, run.width, vocabulary) for run in once.values())
+        return spent / experiment_step_flops(config, config.target_width, vocabulary)
+
+    # -- inside --------------------------------------------------------------------------------------------------------
+
+    def _grid(self) -> "list[Job]":
+        from hf_muscaling.series import Job
+
+        config = self.config
+        bases = [
+            self.base.replace(**config.init_fields(std), output_multiplier=tau).at_width(config.base_width)
+            for std, tau in itertools.product(config.init_stds, config.output_multipliers)
+        ]
+        return [
+            Job(base, self.args, seed=config.seed, learning_rate=rate)
+            for base, rate in itertools.product(bases, config.learning_rates)
+        ]
+
+    def _jobs(self, widths: Sequence[int], seeds: Sequence[int]) -> "list[Job]":
+        from hf_muscaling.series import Job
+
+        return [
+            Job(self.base.at_width(width), self.args, seed=seed, learning_rate=self.rate)
+            for width, seed in itertools.product(widths, seeds)
+        ]
+
+    def _run(self, jobs: "list[Job]", role: str) -> list[Run]:
+        from hf_muscaling.series import run_jobs
+
+        datasets = (self.setup.train_dataset, self.setup.heldout_dataset, self.folder / "runs")
+        return run_jobs(jobs, *datasets, role=role, **self.options)
+
+    def _costs(self) -> list[float]:
+        """The shares of the bar: what each run costs, and what a budget leaves for those not yet known."""
+        config = self.config
+        proxies = self._jobs(config.widths, self.seeds) if self.offered is None else []
+        jobs = [*self._grid(), *proxies, *self._jobs([config.target_width], self.target_seeds)]
+        return [*(job.cost(config.batch_size * config.sequence_length) for job in jobs), self._budget_left()]
+
+    def _budget_left(self) -> float:
+        if self.offered is None:
+            return 0.0
+        target = self._jobs([self.config.target_width], [self.config.seed])[0]
+        left = max(self.offered.budget - self.offered.overhead, 0.0)
+        return left * target.cost(self.config.batch_size * self.config.sequence_length)
+
+    def _planned_proxies(self, offered: "Offer") -> list[Run]:
+        """Train what the planner advises after each run; `advice.json` keeps what it said."""
+        from hf_muscaling.budget.experiment import train_planned
+
+        said: list[dict[str, Any]] = []
+
+        def say(advice: Any) -> None:
+            said.append(advice.to_dict() | {"advice": str(advice)})
+            logger.info("%s", advice)
+            self.bar.say(str(advice))
+            if self.main:
+                write_json(self.folder / "advice.json", said)
+
+        def train(width: int, seed: int) -> Run:
+            return self._run(self._jobs([width], [seed]), "proxy")[0]
+
+        return train_planned(self.config, offered, train, say)
+
+    def _predict_early(self, runs: Sequence[Run]) -> "Prediction | None":
+        """What the live view shows while proxies are still missing."""
         if len(mean_losses(runs)) < 3:
             return None
         with warnings.catch_warnings():  # said of the final law
             warnings.simplefilter("ignore")
-            return fit_law(Series(list(runs)), config).predict(N=target_N, level=config.level)
-
-    view = open_view(config.live, folder, predict) if main else None
-    bar = SeriesProgress(costs, f"{config.architecture} series", enabled=progress and main, view=view)
-    options: dict[str, Any] = {"family": experiment_family(config, data), "hashes": hashes, "progress": bar}
-    options |= {"data_collator": setup.data_collator, "placement": config.placement, "workers": workers}
-    datasets = (setup.train_dataset, setup.heldout_dataset, folder / "runs")
-    try:
-        if main:
-            record = {"config": asdict(config), "objective": config.training_objective, "data": data.info, **hashes}
-            write_json(folder / "experiment.json", record)
-            data.tokenizer.save_pretrained(str(folder / "tokenizer"))
-        grid_runs = run_jobs(grid, *datasets, role="grid", **options)
-        best = best_of_grid(grid_runs, config)
-        chosen = [*config.init_fields(1.0), "output_multiplier"]
-        base = base.replace(**{name: best.config[name] for name in chosen})
-
-        def train(*which: tuple[int, int]) -> list[Run]:
-            jobs = [Job(base.at_width(width), args, seed=seed, learning_rate=best.lr) for width, seed in which]
-            return run_jobs(jobs, *datasets, role="proxy", **options)
-
-        if offered is None:
-            runs = train(*((width, seed) for width in sorted(config.widths) for seed in proxy_seeds))
-        else:
-            runs = _train_planned(config, offered, train, folder if main else None, bar)
-            bar.skip(left)  # what it could have cost, or did
-        proxies = Series(runs, name=config.architecture)
-        law = fit_law(proxies, config)
-        prediction = law.predict(N=target_N, level=config.level)
-        target_jobs = [
-            Job(base.at_width(config.target_width), args, seed=s, learning_rate=best.lr) for s in target_seeds
-        ]
-        targets = run_jobs(target_jobs, *datasets, role="target", **options)
-    finally:
-        bar.close()
-        if view is not None:
-            view.close()
-    trained = {run.run_id: run for run in [*grid_runs, *proxies]}
-    spent = sum(experiment_step_flops(config, run.width, target.vocab_size) for run in trained.values())
-    ratio = spent / experiment_step_flops(config, config.target_width, target.vocab_size)
-    return ExperimentResult(
-        config, grid_runs, best, proxies, law, target_N, prediction, targets, ratio, data.info, main,
-        [message] if (message := at_edge(grid_runs, best)) else [],
-    )  # fmt: skip
+            return fit_law(Series(list(runs)), self.config).predict(N=self.target_N, level=self.config.level)
 
 
 def _offered(config: ExperimentConfig, vocabulary: int) -> "Offer | None":
@@ -226,30 +301,15 @@ def _offered(config: ExperimentConfig, vocabulary: int) -> "Offer | None":
     return offered
 
 
-def _train_planned(config, offered, train, folder, bar) -> list[Run]:
-    """Train what the planner advises after each run; `advice.json` keeps what it said."""
-    from hf_muscaling.budget.experiment import train_planned
-
-    said: list[dict[str, Any]] = []
-
-    def say(advice: Any) -> None:
-        said.append(advice.to_dict() | {"advice": str(advice)})
-        logger.info("%s", advice)
-        bar.say(str(advice))
-        if folder is not None:
-            write_json(folder / "advice.json", said)
-
-    return train_planned(config, offered, lambda width, seed: train((width, seed))[0], say)
-
-
 TOLERANCE = 0.0025
 """Grid losses closer than this share are not told apart: at base width two seeds differ as much."""
 
 
-def best_of_grid(runs: Sequence[Run], config: ExperimentConfig) -> Run:
+def best_of_grid(runs: Sequence[Run], config: ExperimentConfig, tried: Sequence[float] = ()) -> Run:
     """Return the grid run with the lowest held-out loss; of several within `TOLERANCE`, the smallest learning rate.
 
-    A smaller rate at the same loss is steadier between seeds. Raises TrainingError if every run diverged.
+    A smaller rate at the same loss is steadier between seeds. Warns of a best rate at the edge of those `tried`, by
+    default those of the runs. Raises TrainingError if every run diverged.
     """
     finished = [run for run in runs if run.finished]
     if not finished:
@@ -260,18 +320,18 @@ def best_of_grid(runs: Sequence[Run], config: ExperimentConfig) -> Run:
     lowest = min(run.loss or math.inf for run in finished)
     close = [run for run in finished if run.loss and run.loss <= lowest * (1 + TOLERANCE)]
     best = min(close, key=lambda run: (run.lr, run.loss))
-    if message := at_edge(runs, best):
-        logger.warning(message)
+    if edge := at_edge(tried or [run.lr for run in runs], best):
+        logger.warning(edge)
     return best
 
 
-def at_edge(grid: Sequence[Run], best: Run) -> str:
+def at_edge(rates: Sequence[float], best: Run) -> str:
     """Return a sentence where the best learning rate is the smallest or largest of three or more, else ""."""
-    tried = sorted({run.lr for run in grid})
+    tried = sorted(set(rates))
     if len(tried) < 3 or best.lr not in (tried[0], tried[-1]):
         return ""
-    rates = ", ".join(f"{rate:g}" for rate in tried)
-    return f"The best learning rate {best.lr:g} is at the edge of the grid [{rates}]; extend the grid on that side."
+    grid = ", ".join(f"{rate:g}" for rate in tried)
+    return f"The best learning rate {best.lr:g} is at the edge of the grid [{grid}]; extend the grid on that side."
 
 
 def fit_law(proxies: Series, config: ExperimentConfig) -> "ScalingLaw":

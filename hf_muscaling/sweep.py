@@ -10,9 +10,9 @@ import logging
 import math
 import time
 import warnings
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -67,6 +67,8 @@ class SweepResult:
 
     cells: list[dict[str, Any]]
     best: Run | None
+    notes: list[str] = field(default_factory=list)
+    """What to know of the grid: that a law moved it, and where from; that the best rate is at its edge."""
 
     @property
     def complete(self) -> bool:
@@ -80,7 +82,7 @@ class SweepResult:
             shown = ["–" if v is None else f"{v:.4g}" for v in values]
             loss = cell["state"] if cell["loss"] is None else f"{cell['loss']:.4f}"
             lines.append(f"{shown[0]:>13}  {shown[1]:>9}  {shown[2]:>10}  {loss}")
-        return "\n".join(lines)
+        return "\n".join([*lines, *(f"note: {note}" for note in self.notes)])
 
 
 Objective = Callable[[Mapping[str, float], Callable[[int, float], None]], tuple[float | None, str]]
@@ -314,9 +316,10 @@ def run_sweep(config: ExperimentConfig, options: SweepOptions | None = None, pro
     """Search the experiment's learning rates, initial stds and output multipliers at base width; returns the result.
 
     Any number of workers may call it with the same settings, at once or one after the other. Writes below
-    `config.output_dir`: `runs/` (a folder a run, as `run_experiment` does), `sweep.json` (a row a cell) and, once every
-    cell is done, `best.yaml`: the experiment with the best settings, for run_series. Of runs within 0.25 % of the
-    lowest loss the one with the smallest learning rate is the best (`best_of_grid`).
+    `config.output_dir`: `runs/` (a folder a run, as `run_experiment` does), `sweep.json` (a row a cell, and
+    notes: from where to where a `learning_rate_law` moved the grid, a best rate at its edge) and, once every cell is
+    done, `best.yaml`: the experiment with the best settings, for run_series, the notes at its head. Of runs within
+    0.25 % of the lowest loss the one with the smallest learning rate is the best (`best_of_grid`).
 
     Raises ConfigurationError for a storage that cannot be opened, a study of another experiment, or several processes
     under one launcher; TrainingError if every run diverged; Preempted on SIGTERM (another worker takes its cell).
@@ -324,7 +327,7 @@ def run_sweep(config: ExperimentConfig, options: SweepOptions | None = None, pro
     require_optuna()
     from hf_muscaling.configuration import launched_processes
     from hf_muscaling.folders import writable_folder
-    from hf_muscaling.horizon import centred_rates
+    from hf_muscaling.horizon import moved_grid
 
     options = options or SweepOptions()
     if launched_processes() > 1:
@@ -332,13 +335,14 @@ def run_sweep(config: ExperimentConfig, options: SweepOptions | None = None, pro
             "A trial of a sweep trains in one process: start several workers (the same command, as often as you like, "
             "or a SLURM array) instead of one launcher with several processes."
         )
-    config = replace(centred_rates(config), learning_rate_law=None)  # best.yaml's rate is not to be moved again
+    config, notes = moved_grid(config)
+    config = replace(config, learning_rate_law=None)  # best.yaml's rate is not to be moved again
     config.base_config()
     folder = writable_folder(config.output_dir)
     study = Study(config, options, folder)
     with listening():
         study.work(_trainer(config, folder, progress))
-    return write_results(config, study, folder)
+    return write_results(config, study, folder, notes)
 
 
 def _trainer(config: ExperimentConfig, folder: Path, progress: bool) -> Objective:
@@ -396,19 +400,26 @@ def _reporter(steps: int, report: Callable[[int, float], None]) -> Any:
     return Reporter()
 
 
-def write_results(config: ExperimentConfig, study: Study, folder: Path) -> SweepResult:
+def write_results(config: ExperimentConfig, study: Study, folder: Path, notes: Sequence[str] = ()) -> SweepResult:
     """Write sweep.json and, when every cell is done, best.yaml; return the result."""
-    cells = study.results()
-    result = SweepResult(cells, None)
-    write_json(folder / "sweep.json", {"study": study.options.study, "sampler": study.options.sampler, "cells": cells})
+    from hf_muscaling.experiment import at_edge
+
+    result = SweepResult(study.results(), None, list(notes))
+    record = {"study": study.options.study, "sampler": study.options.sampler, "cells": result.cells}
+    write_json(folder / "sweep.json", record | {"notes": result.notes})
     if not result.complete:
         return result
-    best, params = _best_run(config, folder, cells)
-    write_text(folder / "best.yaml", best_yaml(config, best, params))
-    return SweepResult(cells, best)
+    rates = config.learning_rates if study.options.sampler == "grid" else []  # pruned ones too, which have no record
+    best, params = _best_run(config, folder, result.cells, rates)
+    result = replace(result, best=best, notes=[*notes, *filter(None, [at_edge(rates, best)])])
+    write_json(folder / "sweep.json", record | {"notes": result.notes})
+    write_text(folder / "best.yaml", best_yaml(config, best, params, result.notes))
+    return result
 
 
-def _best_run(config: ExperimentConfig, folder: Path, cells: list[dict[str, Any]]) -> tuple[Run, dict[str, float]]:
+def _best_run(
+    config: ExperimentConfig, folder: Path, cells: list[dict[str, Any]], rates: Sequence[float]
+) -> tuple[Run, dict[str, float]]:
     """Return the record of the best run and its hyperparameters."""
     from hf_muscaling.experiment import best_of_grid
 
@@ -419,12 +430,14 @@ def _best_run(config: ExperimentConfig, folder: Path, cells: list[dict[str, Any]
             f"The study has finished {len(paths)} runs, but {missing[0]} does not exist: all workers must share one "
             "output folder (--output_dir)."
         )
-    best = best_of_grid([Run.load(path) for path in paths], config)
+    best = best_of_grid([Run.load(path) for path in paths], config, rates)
     return best, params[best.run_id]
 
 
-def best_yaml(config: ExperimentConfig, best: Run, params: Mapping[str, float]) -> str:
-    """Return the experiment with the best settings as YAML that run_series reads: what differs from the defaults."""
+def best_yaml(config: ExperimentConfig, best: Run, params: Mapping[str, float], notes: Sequence[str] = ()) -> str:
+    """Return the experiment with the best settings as YAML that run_series reads: what differs from the defaults, and
+    the notes of the sweep as comments.
+    """
     import yaml
 
     searched: dict[str, Any] = {of: [params[name]] for name, of in PARAMETERS.items()}
@@ -435,4 +448,5 @@ def best_yaml(config: ExperimentConfig, best: Run, params: Mapping[str, float]) 
         if f.name in searched or getattr(chosen, f.name) != getattr(default, f.name)
     }
     head = f"# The best of a sweep at base width {config.base_width}: held-out loss {best.loss:.4f} ({best.run_id}).\n"
+    head += "".join(f"# {' '.join(note.split())}\n" for note in notes)
     return head + yaml.safe_dump(kept, sort_keys=False, allow_unicode=True)

@@ -123,8 +123,9 @@ def test_the_edge_of_the_grid_is_pointed_out(tmp_path, quiet, caplog):
 
 def test_a_best_rate_inside_the_grid_has_no_note():
     grid = [make_run(lr=rate) for rate in (0.1, 0.2, 0.4)]
-    assert at_edge(grid, grid[1]) == "" and "edge of the grid [0.1, 0.2, 0.4]" in at_edge(grid, grid[2])
-    assert at_edge(grid[:2], grid[0]) == ""  # of two, one is always at an edge
+    rates = [run.lr for run in grid]
+    assert at_edge(rates, grid[1]) == "" and "edge of the grid [0.1, 0.2, 0.4]" in at_edge(rates, grid[2])
+    assert at_edge(rates[:2], grid[0]) == ""  # of two, one is always at an edge
 
 
 @pytest.mark.parametrize(

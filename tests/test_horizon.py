@@ -6,6 +6,7 @@ import re
 import runpy
 import sys
 import warnings
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -14,6 +15,7 @@ import pytest
 
 from hf_muscaling import LearningRateLaw
 from hf_muscaling.cli import main
+from hf_muscaling.configuration import parse_experiment
 from hf_muscaling.errors import ConfigurationError, RecordError, TrainingError
 from hf_muscaling.experiment import prepare_experiment
 from hf_muscaling.horizon import Cell, HorizonSweep, centred_rates, hold_out, horizon_cells, moved_grid, table_of
@@ -151,6 +153,37 @@ def test_a_search_starts_around_the_law_too(config, law, monkeypatch):
         0.008,
         0.016,
     ]
+
+
+def test_a_search_records_that_its_grid_was_moved(config, law, monkeypatch, tmp_path):
+    """In sweep.json, at the head of best.yaml and in what is printed; without a law, a best rate at the edge only."""
+    pytest.importorskip("optuna")
+    from hf_muscaling.sweep import run_sweep
+
+    def trainer(config, folder, progress):
+        def train(params, report):
+            run = make_run(run_id=f"lr-{params['learning_rate']}", lr=params["learning_rate"])
+            run.loss = 3.0 + abs(math.log(run.lr / min(config.learning_rates)))
+            (folder / "runs" / run.run_id).mkdir(parents=True)
+            run.save(folder / "runs" / run.run_id / "run.json")
+            return run.loss, run.run_id
+
+        return train
+
+    monkeypatch.setattr("hf_muscaling.sweep._trainer", trainer)
+    config.learning_rates, config.steps = [0.004, 0.008, 0.016], 200
+    moved, (note,) = moved_grid(replace(config, learning_rate_law=str(law[1])))
+    for name, path, grid in (("moved", str(law[1]), moved.learning_rates), ("plain", None, config.learning_rates)):
+        folder = tmp_path / name
+        assert run_sweep(replace(config, output_dir=str(folder), learning_rate_law=path)).best.lr == grid[0]
+        again = run_sweep(replace(config, output_dir=str(folder), learning_rate_law=path))  # read back: nothing trains
+        edge = f"The best learning rate {grid[0]:g} is at the edge of the grid"
+        assert [*again.notes[:-1], again.notes[-1][: len(edge)]] == [*([note] if path else []), edge]
+        assert json.loads((folder / "sweep.json").read_text())["notes"] == again.notes
+        head = [line for line in (folder / "best.yaml").read_text().splitlines() if line.startswith("# ")][1:]
+        assert head == [f"# {text}" for text in again.notes]
+        assert str(again).splitlines()[-len(again.notes) :] == [f"note: {text}" for text in again.notes]
+        assert parse_experiment(["--config", str(folder / "best.yaml")])[0].learning_rates == [grid[0]]
 
 
 @pytest.mark.slow

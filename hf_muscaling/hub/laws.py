@@ -206,7 +206,7 @@ def _card(law, repo_id, title, own, tested, level, provenance, license, tags) ->
         proxies=cards.links(provenance.proxies),
         data_hash=provenance.data_hash,
         tokenizer_hash=provenance.tokenizer_hash,
-        notes=law._weaknesses(),
+        notes=law.caveats(),
         source=SOURCES.get(type(law).__name__, ""),
     )
     data_set = cards.split_reference(provenance.series)[0] if provenance.series else ""

@@ -144,7 +144,7 @@ class DownstreamLaw(ScoreInterval):
         self.selection_ = f"{text}: {len(columns['loss'])} of {total}"
         params = self._estimate(columns, chance)
         self._set(columns, params, self._score(columns, params))
-        for message in self._weaknesses():
+        for message in self.caveats():
             warnings.warn(message, IdentificationWarning, stacklevel=2)
         return self
 
@@ -209,7 +209,7 @@ class DownstreamLaw(ScoreInterval):
             f"  residuals: mean {100 * own.mae:.2f} points, worst {100 * float(np.abs(own.errors).max()):.2f}",
             f"  loss from {low:.4g} to {high:.4g} (nats per token)",
         ]
-        return "\n".join([*lines, *(f"  note: {message}" for message in self._weaknesses())])
+        return "\n".join([*lines, *(f"  note: {message}" for message in self.caveats())])
 
     def plot(self, kind: str = "fit", *, level: float = 0.9, reach: float = 1.0) -> Any:
         """A matplotlib figure: "fit" (score over loss with its interval, `reach` fitted ranges of lower loss shaded) or
@@ -320,7 +320,9 @@ class DownstreamLaw(ScoreInterval):
         terms = share * np.log(share / mean) + (1 - share) * np.log((1 - share) / (1 - mean))
         return float((weight * terms).sum())
 
-    def _weaknesses(self) -> list[str]:
+    def caveats(self) -> list[str]:
+        """What the scores leave open or contradict, one sentence each: what `fit` warned of and `summary` notes."""
+        self._check_fitted()
         found, p = [], self.params_
         loss, score = self._columns["loss"], self._columns["score"]
         rows = max(independent(self._columns, score - mean_score(self.form, loss, p)).sum(), 4.0)

@@ -169,7 +169,7 @@ class LearningRateLaw:
         moved = [window.quadratic(skew + doubt).away - window.quadratic(skew).away for window in windows]
         self._doubt = float(np.nanmean(np.abs(moved))) if np.isfinite(moved).any() else 0.0
         self._regress()
-        for message in self._weaknesses():
+        for message in self.caveats():
             warnings.warn(message, IdentificationWarning, stacklevel=2)
         return self
 
@@ -264,7 +264,7 @@ class LearningRateLaw:
         for c in self.cells_:
             best = f"lr* = {c.lr:.3g}, ± {100 * c.error:.0f} %" if c.lr is not None else c.status
             lines.append(f"  D = {c.D:.4g}, B = {c.B:.4g}: {best} ({c.runs} runs)")
-        return "\n".join([*lines, *(f"  note: {message}" for message in self._weaknesses())])
+        return "\n".join([*lines, *(f"  note: {message}" for message in self.caveats())])
 
     def plot(self, kind: str = "fit", *, level: float = 0.9, reach: float = 4.0) -> Any:
         """A matplotlib figure: "fit" (optima over D with the law, `reach` times beyond shaded) or "landscapes"."""
@@ -378,7 +378,9 @@ class LearningRateLaw:
         """What stated exponents add."""
         return -(self.gamma or 0.0) * (log_D - self._centre["D"]) + (self.delta or 0.0) * (log_B - self._centre["B"])
 
-    def _weaknesses(self) -> list[str]:
+    def caveats(self) -> list[str]:
+        """The cells left out, one sentence each: what `fit` warned of and `summary` notes."""
+        self._check_fitted()
         lost = [c for c in self.cells_ if c.lr is None]
         return [f"Left out: D = {c.D:.4g}, B = {c.B:.4g}: {c.status}." for c in lost]
 

@@ -93,7 +93,7 @@ def _law(source: Source, designs: list[Design]) -> dict[str, Any]:
         "objective": law.objective,
         "rows": law.n_runs_,
         "residual": residual,
-        "notes": [text.plain(note, 600) for note in law._weaknesses()],
+        "notes": [text.plain(note, 600) for note in law.caveats()],
         "repository": source.repo_id,
     }  # fmt: skip
 

@@ -14,6 +14,9 @@ from huggingface_hub import HfApi, ModelCard
 from hf_muscaling import ChinchillaLaw, KaplanLaw, KaplanStepLaw, PowerLaw, ScalingLaw
 from hf_muscaling.errors import ConfigurationError, FitError, RecordError
 from hf_muscaling.hub.laws import Provenance, law_files
+from hf_muscaling.laws.base import IdentificationWarning
+from hf_muscaling.space.record import space_record
+from hf_muscaling.space.sources import Source
 from tests.hub.conftest import environment
 from tests.hub.helpers import small_law, small_series
 from tests.hub.markdown import headings, html_of, images, links, tables, text_of
@@ -200,6 +203,20 @@ def test_the_card_of_a_law_in_several_variables(chinchilla, tmp_path):
     assert [row[0] for row in variables[1:]] == ["N", "D"] and len(fitted) == 13
     assert ahead[1][:2] == ["1.2e+09", "1e+10"] or ahead[1][:2] == ["1,200,000,000", "1e+10"]
     assert len(ahead[1]) == len(ahead[0]) and len(targets) == 2
+
+
+def test_the_card_and_the_page_say_what_the_fit_says(no_pictures):
+    """All caveats, also those of rows that the law is far from: here one run in other units."""
+    table = several_variables()
+    table["loss"][7] *= 3
+    with pytest.warns(IdentificationWarning) as caught:
+        law = ChinchillaLaw().fit(table)
+    said = law.caveats()
+    assert "units, or drop it" in said[-1] and {str(w.message) for w in caught} >= set(said)
+    card = law_files(law, "me/law")["README.md"].decode()
+    page = space_record([Source("law", law)], "page")["laws"][0]["notes"]
+    assert page == said and all(message in law.summary() for message in said)
+    assert [message for message in said if message not in card] == []
 
 
 def test_a_long_table_is_cut_and_says_so(tmp_path):
