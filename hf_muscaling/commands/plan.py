@@ -12,6 +12,7 @@ from .parser import Parser, take_config
 if TYPE_CHECKING:
     from hf_muscaling.budget import Assumptions, BudgetPlan
     from hf_muscaling.configuration import ExperimentConfig
+    from hf_muscaling.laws import PowerLaw
 
 DESCRIPTION = """Parameters, FLOPs and memory of every run of an experiment (grid, proxies, target) on the stated
 devices, counted without allocating a model. Any other flag is one of run-series and changes the experiment:
@@ -83,6 +84,7 @@ def _budget(experiment: "ExperimentConfig", given: Namespace) -> int:
 
     assumptions = _assumptions(given)
     _check(given)
+    believed = {"belief": _believed(given.law), "keep": False} if given.law else {}
     with as_notes():
         runs = finished_proxies(experiment, given.runs) if given.runs else []
         vocabulary = runs[0].config["vocab_size"] if runs else experiment_vocabulary(experiment)
@@ -92,11 +94,7 @@ def _budget(experiment: "ExperimentConfig", given: Namespace) -> int:
         print(json.dumps(advice.to_dict(), indent=1) if given.json else advice)
         return 0 if advice.stop and advice.reason == "tight" else 1 if advice.stop else 0
     options: dict[str, Any] = {"max_seeds": given.max_seeds, "assumptions": assumptions}
-    if given.law:
-        from hf_muscaling.laws import PowerLaw
-
-        options |= {"belief": PowerLaw.from_json(given.law), "keep": False}
-    plan = offered.plan(**options)
+    plan = offered.plan(**options, **believed)
     shorter = offered.plan_horizons(given.horizons, assumptions=assumptions) if given.horizons else None
     if given.json:
         print(json.dumps(plan.to_dict() | ({"horizons": shorter.to_dict()} if shorter else {}), indent=1))
@@ -128,6 +126,24 @@ def _check(given: Namespace) -> None:
         raise ConfigurationError(f"--max-seeds {given.max_seeds}: the most runs of one width must be 1 or more.")
     if given.plot:
         writable(given.plot, ".png")
+
+
+def _believed(path: str) -> "PowerLaw":
+    """The power law of --law; another law is refused with the way to one, or to the flag that takes it."""
+    from hf_muscaling.laws import PowerLaw, store
+
+    stored = store.kind(store.parse(path)[0])
+    remedy = "Fit one to the same runs: muscaling fit RUNS --law power --save law.json."
+    if stored == "LearningRateLaw":
+        remedy = f"That moves a grid of learning rates: give it as --learning_rate_law {path}."
+    if stored == "DownstreamLaw":
+        remedy = "That is a law of a task's score: give the law.json of the loss that belongs to it."
+    if stored not in ("", "PowerLaw"):
+        raise ConfigurationError(
+            f"--law takes a PowerLaw, L(N) of a similar design; {path!r} holds a {stored}. {remedy}"
+        )
+    law: PowerLaw = PowerLaw.from_json(path)
+    return law
 
 
 def _narrower(plan: "BudgetPlan", shorter: "BudgetPlan") -> str:

@@ -138,12 +138,14 @@ def save_law(law: "ScalingLaw", folder: str | os.PathLike[str], **card: Any) -> 
 def load_law(cls: type["ScalingLaw"], source: Any, *, revision: str | None, token: str | bool | None) -> Any:
     """Read a law from a folder or a repository; see `ScalingLaw.from_pretrained`."""
     import hf_muscaling.laws  # noqa: F401  every law must be known before the stored one is looked up
+    from hf_muscaling.laws import store
 
     path = fetch(source, [FILE, "law.json"], revision=revision, token=token, limit=MAX_BYTES)
-    record = read_record(path)
+    where = repr(text.public(f"{source}/{path.name}"[-200:]))  # what was given, not where a download is kept
+    record = read_record(path, where)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # what the fit warned of belongs to the fit
-        law = cls.from_json(record)
+        law = store.read(cls, record, where)
     if cls.equation and type(law) is not cls:
         raise RecordError(
             f"{text.public(str(source))} holds a {type(law).__name__}, not a {cls.__name__}. Load it with "
@@ -153,11 +155,11 @@ def load_law(cls: type["ScalingLaw"], source: Any, *, revision: str | None, toke
     return law
 
 
-def read_record(path: Path) -> dict[str, Any]:
-    """Return a law's record as JSON, its rows few enough to work with. Raises RecordError."""
+def read_record(path: Path, where: str | None = None) -> dict[str, Any]:
+    """Return a law's record as JSON, its rows few enough to work with. Raises RecordError, which calls it `where`."""
     from hf_muscaling.laws import store
 
-    record, where = store.parse(path)
+    record, where = store.parse(path, where)
     rows = record.get("rows") if isinstance(record, dict) else None
     if not isinstance(rows, dict):
         store.refuse(where, "it has no 'rows'")

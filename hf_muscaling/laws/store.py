@@ -21,6 +21,8 @@ if TYPE_CHECKING:
 
 FORMAT = "hf_muscaling.law"
 FORMAT_VERSION = 1
+KINDS = {"hf_muscaling.learning_rate_law": "LearningRateLaw", "hf_muscaling.downstream_law": "DownstreamLaw"}
+"""Formats of laws of something else than the loss, and the classes that read them."""
 MAX_BYTES = 256 * 2**20
 _KEYS = {
     "format",
@@ -75,6 +77,12 @@ def check_format(record: Any, where: str, form: str, version: int, keys: Iterabl
     if not isinstance(record, Mapping):
         refuse(where, f"expected a JSON object, found {type(record).__name__}")
     if record.get("format") != form:
+        if stored := kind(record):
+            wanted = KINDS.get(form, "law of the loss")
+            raise RecordError(
+                f"{where} holds a {stored}, expected a {wanted} (its 'format' says so). Read it with "
+                f"{stored}.from_json, or give the file of a {wanted}."
+            )
         refuse(where, f"its 'format' is {str(record.get('format'))[:40]!r}, not {form!r}")
     if record.get("format_version") != version or isinstance(record["format_version"], bool):
         refuse(
@@ -85,6 +93,13 @@ def check_format(record: Any, where: str, form: str, version: int, keys: Iterabl
     missing = sorted(set(keys) - set(record))
     if missing:
         refuse(where, f"it lacks {', '.join(map(repr, missing))}")
+
+
+def kind(record: Any) -> str:
+    """The class of a stored law, by its format and by what it says; empty for what is none."""
+    form = record.get("format") if isinstance(record, Mapping) else None
+    name = record.get("law") if form == FORMAT else KINDS.get(form) if isinstance(form, str) else None
+    return name[:40] if isinstance(name, str) and name.isidentifier() else ""
 
 
 def write_text(path: str | os.PathLike[str], text: str) -> None:
@@ -102,9 +117,14 @@ def write_text(path: str | os.PathLike[str], text: str) -> None:
         ) from error
 
 
-def read(cls: type[ScalingLaw], source: str | os.PathLike[str] | Mapping[str, Any]) -> ScalingLaw:
-    """The law of a record, an instance of `cls` or, from the base class, of whichever law was stored."""
-    record, where = parse(source)
+def read(
+    cls: type[ScalingLaw], source: str | os.PathLike[str] | Mapping[str, Any], where: str | None = None
+) -> ScalingLaw:
+    """The law of a record, an instance of `cls` or, from the base class, of whichever law was stored.
+
+    Errors call it `where`, by default the path or what kind of thing was given.
+    """
+    record, where = parse(source, where)
     check_format(record, where, FORMAT, FORMAT_VERSION, _KEYS)
     law = _law_class(cls, record["law"], where)
     settings, params = mapping(record, "settings", where), mapping(record, "params", where)
@@ -153,14 +173,14 @@ def _fill(law: ScalingLaw, record: Mapping[str, Any], values: dict[str, float], 
             refuse(where, f"range[{name!r}] is {str(pair)[:60]}, the rows span {list(own)}")
 
 
-def parse(source: Any) -> tuple[Any, str]:
-    """The parsed record and how to call it in an error."""
+def parse(source: Any, where: str | None = None) -> tuple[Any, str]:
+    """The parsed record and how to call it in an error: `where`, if it is given."""
     if isinstance(source, Mapping):
-        return source, "the dict"
+        return source, where or "the dict"
     if isinstance(source, str) and source.lstrip()[:1] in ("{", "["):
-        text, where = source, "the text"
+        text, where = source, where or "the text"
     elif isinstance(source, (str, os.PathLike)):
-        where = repr(str(source)[:200])
+        where = where or repr(str(source)[:200])
         try:
             if Path(source).stat().st_size > MAX_BYTES:
                 refuse(where, f"it is larger than {MAX_BYTES >> 20} MB")
@@ -192,6 +212,11 @@ def _law_class(cls: type[ScalingLaw], name: Any, where: str) -> type[ScalingLaw]
             f"Cannot read the law, {where}: it is a {name[:40]!r}, which no imported module defines. Import the module "
             "that defines the class first; if there is none, the file was edited: write it again with "
             "law.to_json(path)."
+        )
+    if isinstance(name, str) and name.isidentifier() and name not in known:
+        raise RecordError(
+            f"{where} holds a {name[:40]!r}, expected {' or '.join(sorted(known))}. Read it with {name[:40]}.from_json "
+            "or ScalingLaw.from_json, or give another file."
         )
     if not isinstance(name, str) or name not in known:
         refuse(where, f"it holds a {str(name)[:40]!r}, expected {' or '.join(sorted(known))}")

@@ -74,7 +74,7 @@ def read_sources(sources: Any) -> list[Source]:
 
 
 def _read(source: str | os.PathLike[str]) -> Source:
-    from hf_muscaling.laws import ScalingLaw
+    from hf_muscaling.laws import ScalingLaw, store
 
     path = Path(source)
     if os.path.isdir(source) and (path / "law.json").is_file() and (path / "runs.jsonl").is_file():
@@ -82,10 +82,11 @@ def _read(source: str | os.PathLike[str]) -> Source:
     if os.path.isdir(source) or (is_repo_id(str(source)) and not path.exists()):
         law = ScalingLaw.from_pretrained(source)
         return Source(text.plain(path.resolve().name), law, "" if os.path.isdir(source) else str(source))
-    record = read_record(fetch(path.parent, [path.name], limit=MAX_BYTES))
+    where = repr(text.public(str(source)[-200:]))
+    record = read_record(fetch(path.parent, [path.name], limit=MAX_BYTES), where)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # what the fit warned of belongs to the fit
-        law = ScalingLaw.from_json(record)
+        law = store.read(ScalingLaw, record, where)  # type: ignore[type-abstract]
     name = path.stem if path.stem not in ("law", "config") else path.resolve().parent.name
     return Source(text.plain(name), law)
 

@@ -6,9 +6,11 @@ import re
 from dataclasses import asdict
 from pathlib import Path
 
+import numpy as np
 import pytest
 import yaml
 
+from hf_muscaling import ChinchillaLaw
 from hf_muscaling.budget.experiment import offer
 from hf_muscaling.budget.finished import finished_proxies
 from hf_muscaling.cli import main
@@ -18,6 +20,7 @@ from hf_muscaling.errors import ConfigurationError, RecordError
 from hf_muscaling.experiment import experiment_step_flops, run_experiment
 from hf_muscaling.runs import Series
 from hf_muscaling.trainer import MuTrainer
+from tests.laws.test_learning_rate import fitted, sweep
 from tests.series_helpers import flags, tiny_experiment
 
 SMALL = ["--target", "512", "--candidates", "32", "48", "64", "160", "--budget", "20%"]
@@ -85,6 +88,23 @@ def test_bad_flags_are_one_paragraph(capsys, words, message):
     shown = capsys.readouterr().err
     assert message in shown and "Traceback" not in shown and "usage:" not in shown and "overhead" not in shown
     assert len(shown.strip().splitlines()) == 1
+
+
+def test_a_law_of_something_else_is_sent_where_it_belongs(capsys, tmp_path, monkeypatch):
+    n = np.array([1e6, 2e6, 4e6, 8e6])
+    losses = {"N": np.repeat(n, 3), "D": np.tile([1e8, 4e8, 1.6e9], 4)}
+    losses["loss"] = 1.7 + 400 / losses["N"] ** 0.34 + 410 / losses["D"] ** 0.28
+    cases = {
+        "LearningRateLaw": (fitted(sweep()), "give it as --learning_rate_law law.json"),
+        "ChinchillaLaw": (ChinchillaLaw().fit(losses), "muscaling fit RUNS --law power --save law.json"),
+    }
+    monkeypatch.chdir(tmp_path)
+    for name, (law, remedy) in cases.items():
+        law.to_json("law.json")
+        assert main(["plan", "--budget", "50%", "--law", "law.json"]) == 2
+        shown = capsys.readouterr().err
+        assert f"--law takes a PowerLaw, L(N) of a similar design; 'law.json' holds a {name}." in shown
+        assert remedy in shown and "Write it again" not in shown
 
 
 def test_the_smallest_budget_is_named_and_is_enough(recwarn):

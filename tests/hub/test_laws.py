@@ -13,10 +13,11 @@ from huggingface_hub import HfApi, ModelCard
 
 from hf_muscaling import ChinchillaLaw, KaplanLaw, KaplanStepLaw, PowerLaw, ScalingLaw
 from hf_muscaling.errors import ConfigurationError, FitError, RecordError
+from hf_muscaling.hub.client import push_files
 from hf_muscaling.hub.laws import Provenance, law_files
 from hf_muscaling.laws.base import IdentificationWarning
 from hf_muscaling.space.record import space_record
-from hf_muscaling.space.sources import Source
+from hf_muscaling.space.sources import Source, read_sources
 from tests.hub.conftest import environment
 from tests.hub.helpers import small_law, small_series
 from tests.hub.markdown import headings, html_of, images, links, tables, text_of
@@ -127,6 +128,23 @@ def test_folders(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(RecordError, match="Cannot write"):
         law.save_pretrained(tmp_path / "file" / "x")
+
+
+def test_an_edited_law_is_named_by_what_was_given(hub, tmp_path, monkeypatch, no_pictures):
+    """Not by the dict or the cache it was read through: a folder, a repository, a file."""
+    law = small_law()
+    files = law_files(law, "me/edited")
+    files["config.json"] = files["config.json"].replace(b'"a": ', b'"a": 1')
+    (tmp_path / "edited").mkdir()
+    (tmp_path / "edited" / "config.json").write_bytes(files["config.json"])
+    push_files("me/edited", files, private=False, revision=None, token=None, message="edited")
+    monkeypatch.chdir(tmp_path)
+    for given, name in (("edited", "edited/config.json"), ("me/edited", "me/edited/config.json")):
+        with pytest.raises(RecordError, match=f"^Not a stored law, '{name}': params do not go with the rows"):
+            PowerLaw.from_pretrained(given)
+    for given in ("edited", "edited/config.json"):
+        with pytest.raises(RecordError, match="^Not a stored law, 'edited/config.json': params do not go with"):
+            read_sources([given])
 
 
 def test_an_unfitted_law_has_nothing_to_share(hub, tmp_path):
