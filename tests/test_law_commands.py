@@ -96,6 +96,33 @@ def test_what_a_wandb_export_lacks_is_given_by_flags(tmp_path, capsys):
     assert "N 1e+07 to 3e+08" in capsys.readouterr().out
 
 
+def test_columns_are_named_by_a_flag(tmp_path, capsys):
+    """With names that no reader knows, and with an N beside the one that is meant."""
+    path = tmp_path / "runs.csv"
+    lines = ["run,N,my size,trained on,step,final CE,temperature"]
+    for i, n in enumerate(np.geomspace(1e6, 1e8, 6)):
+        for d in (1e8, 4e8, 1.6e9):
+            lines.append(f"r{i}-{d:g},{3 * n:.0f},{n:.0f},{d:g},100,{1.8 + 480 / n**0.35 + 2100 / d**0.37:.6f},1")
+    path.write_text("\n".join(lines))
+    named = ["N=my size", "D=trained on"]
+    words = ["fit", str(path), "--columns", *named, "loss=final CE", "--objective", "huber", "--predict", "N=1e9"]
+    assert main([*words, "D=1e10"]) == 0
+    shown = capsys.readouterr().out
+    assert "N from 1e+06 to 1e+08" in shown and "N is 'my size', as stated" in shown
+    assert f"loss {1.8 + 480 / 1e9**0.35 + 2100 / 1e10**0.37:.4f} nats" in shown
+    for words, message in (
+        ([*named, "loss=CE"], "has no column 'CE'; its columns are run, N, my size"),
+        (["N=size", "D=trained on"], "has no column 'size'; its columns are run, N, my size"),
+        (["M=my size"], "columns names 'M'; it may name N, N_non_embedding, D"),
+        (["my size"], "--columns 'my size' must be written NAME=VALUE"),
+        ([*named, "--loss", "final CE", "--N", "1e6"], "N is given twice, by N= and by columns= (--columns)"),
+        ([*named, "loss=final CE", "--loss", "final CE"], "loss is given twice"),
+        (["D=trained on", "loss=final CE", "N=run"], "'run' is 'r0-1e+08', expected a number > 0 for N"),
+    ):
+        assert main(["fit", str(path), "--columns", *words]) == 2
+        assert message in capsys.readouterr().err
+
+
 def test_evaluate(curves, capsys):
     assert main(["evaluate", curves, "--law", "chinchilla"]) == 0
     out = capsys.readouterr().out

@@ -49,6 +49,8 @@ def add_reader_flags(parser: argparse.ArgumentParser, path_optional: bool = Fals
     }
     for name, text in numbers.items():
         add(f"--{stated}{name}", dest=name, action="append", metavar="VALUE", help=text)
+    text = "what the file calls a column, where that is no usual name: N=params_non_embed D=tokens"
+    add("--columns", nargs="+", action="extend", default=[], metavar="NAME=COLUMN", help=text)
     add("--count", choices=["total", "non_embedding"], help="which parameters N counts")
     add(f"--{stated}loss", dest="loss", metavar="COLUMN", help="name of the loss column")
     add("--loss_unit", choices=["nats", "bits", "perplexity"], help="unit of the loss, per token")
@@ -70,6 +72,7 @@ def read_columns(args: argparse.Namespace, columns: Iterable[str]) -> RunTable:
         "N": _stated(args.N, "--N"), "D": _stated(args.D, "--D"), "B": _stated(args.B, "--B"), "count": args.count,
         "loss": args.loss, "loss_unit": args.loss_unit, "drop_bad": args.drop_bad, "need": needed,
         "where": dict(split(word, "--where") for word in args.where) or None,
+        "columns": dict(split(word, "--columns") for word in args.columns) or None,
     }  # fmt: skip
     if args.ladder_config:
         table = read_runs(args.path, "ladder", config=args.ladder_config, **options)
@@ -118,7 +121,7 @@ def law_parser(prog: str, description: str, epilog: str, extra: Sequence[str] = 
 
 def split(word: str, flag: str) -> tuple[str, str]:
     """The two sides of NAME=VALUE."""
-    name, equals, value = word.rpartition("=") if flag != "--where" else word.partition("=")
+    name, equals, value = word.partition("=") if flag in ("--where", "--columns") else word.rpartition("=")
     if not equals or not name:
         raise ConfigurationError(f"{flag} {word!r} must be written NAME=VALUE.")
     return name.strip(), value.strip()

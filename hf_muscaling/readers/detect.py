@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -33,7 +33,8 @@ def read_runs(path: str | os.PathLike[str], format: str | None = None, **options
     "colpret", "ladder" (OLMo) and "table"; by default it is recognised.
 
     Options, for what the files do not say: `N` (parameters: a number, {run: number}, or "name" for sizes in run
-    names), `B` (tokens per optimizer step), `D` (tokens), `count` ("total" or "non_embedding": what N counts), `loss`
+    names), `B` (tokens per optimizer step), `D` (tokens), `columns` ({"N": "my_params"}: what the file calls a column
+    where its name is not a usual one), `count` ("total" or "non_embedding": what N counts), `loss`
     (the column), `loss_unit` ("nats", "bits" per token, "perplexity"), `family`, `seed`, `where` ({column: value},
     keep these rows), `drop_bad` (leave out rows without a usable number instead of refusing the file), `need` (columns
     that must come out, ("N", "D", "loss")).
@@ -48,14 +49,17 @@ def read_runs(path: str | os.PathLike[str], format: str | None = None, **options
     >>> table["N"], table["loss"]
     (array([1.25e+08, 3.50e+08]), array([3.21, 2.86]))
     """
-    name = detect_format(path) if format is None else format
+    name = detect_format(path, options.get("columns") or ()) if format is None else format
     if name not in FORMATS:
         raise ConfigurationError(f"format={str(name)[:40]!r} is not known. Choose one of: {', '.join(FORMATS)}.")
     return FORMATS[name](path, **options)
 
 
-def detect_format(path: str | os.PathLike[str]) -> str:
-    """The name of the format that lies at a path, one of `FORMATS`. Raises RecordError when none is recognised."""
+def detect_format(path: str | os.PathLike[str], known: Iterable[str] = ()) -> str:
+    """The name of the format that lies at a path, one of `FORMATS`. Raises RecordError when none is recognised.
+
+    `known` are columns that the file has under other names.
+    """
     path = Path(path)
     if path.is_dir():
         for pattern, name in (("run.json", "series"), ("trainer_state.json", "trainer"), ("*tfevents*", "tensorboard")):
@@ -75,7 +79,7 @@ def detect_format(path: str | os.PathLike[str]) -> str:
         return "series"
     if "tfevents" in path.name:
         return "tensorboard"
-    raw = column_names(path)
+    raw = [*column_names(path), *known]
     if is_chart(raw):
         return "tracker"
     if "loss_cols" in raw or {"num_params", "model_name"} <= set(raw) and {"tokens_seen", "token_num"} & set(raw):

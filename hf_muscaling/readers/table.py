@@ -13,12 +13,15 @@ import numpy as np
 
 from ..errors import ConfigurationError
 from .files import RawTable
+from .names import ALIASES
 
 
 @dataclass(frozen=True)
 class Given:
     """What the user says about files that do not say it themselves; every reader takes these as keywords.
 
+    * `columns`: {column: what the file calls it}, such as {"N": "params_non_embed", "D": "tokens"}, where the usual
+      names (`readers.names`) are not used or mean something else;
     * `loss`: name of the loss column; `loss_unit`: "nats" (per token, the default), "bits" (per token) or
       "perplexity", converted to nats;
     * `N`: parameters: a number, {run_id: number}, or "name" for sizes in run names; `count`: "total" or
@@ -41,6 +44,7 @@ class Given:
     where: Mapping[str, Any] | None = None
     drop_bad: bool = False
     need: Sequence[str] = ("N", "D", "loss")
+    columns: Mapping[str, str] | None = None
 
     def __post_init__(self) -> None:
         if self.count not in (None, "total", "non_embedding"):
@@ -49,6 +53,7 @@ class Given:
             raise ConfigurationError(f"loss_unit={self.loss_unit!r} is not known. Choose 'nats', 'bits', 'perplexity'.")
         if self.where is not None and not isinstance(self.where, Mapping):
             raise ConfigurationError(f"where={self.where!r} must be a dict of column → value.")
+        self._check_columns()
         for name in ("N", "D", "B"):
             value = getattr(self, name)
             if value is None or (name == "N" and value == "name"):
@@ -63,9 +68,27 @@ class Given:
                 f"need={self.need!r} must list columns among N, D, S, B, C, step, lr, score, loss."
             )
 
+    def _check_columns(self) -> None:
+        columns = self.columns
+        if columns is not None and not isinstance(columns, Mapping):
+            raise ConfigurationError(f"columns={str(columns)[:60]!r} must be a dict of column → name in the file.")
+        for name in columns or ():
+            if name not in ALIASES:
+                raise ConfigurationError(f"columns names {name!r}; it may name {', '.join(ALIASES)} and loss.")
+            if getattr(self, name, None) is not None:
+                raise ConfigurationError(
+                    f"{name} is given twice, by {name}= and by columns= (--columns): leave one out."
+                )
+
     @classmethod
     def of(cls, options: Mapping[str, Any]) -> Given:
-        """The options of a reader, checked; unknown ones are refused."""
+        """The options of a reader, checked; unknown ones are refused. The loss among `columns` is `loss`."""
+        columns = options.get("columns")
+        if isinstance(columns, Mapping) and "loss" in columns:
+            if options.get("loss") is not None:
+                raise ConfigurationError("loss is given twice, by loss= and by columns= (--columns): leave one out.")
+            rest = {name: column for name, column in columns.items() if name != "loss"}
+            options = {**options, "loss": columns["loss"], "columns": rest}
         known = [f.name for f in fields(cls)]
         if unknown := sorted(set(options) - set(known)):
             raise ConfigurationError(f"Unknown option {unknown[0]!r}; readers take {', '.join(known)}.")

@@ -26,7 +26,8 @@ _LABELS = ("run_id", "family", "seed", "task")
 _FROM_ZERO = ("step", "D", "lr", "score", "chance")  #: a run starts at step 0, a schedule may end at rate 0
 _ASK = {
     "N": "pass N=… (parameters): a number for every run, a dict run_id → number, or 'name' to read it from run names "
-    "such as 125M. On the command line: --N 1.2e8, --N RUN=1.2e8 or --N name",
+    "such as 125M, or columns={'N': …} for the column that holds it. On the command line: --N 1.2e8, --N RUN=1.2e8, "
+    "--N name or --columns N=COLUMN",
     "D": "pass B=… (tokens per optimizer step, --B on the command line) so that D = B·step, or D=… (--D) when every "
     "run saw the same tokens. For a law without tokens pass need=('N', 'loss') (--law power)",
     "B": "pass B=… (tokens per optimizer step, --B on the command line)",
@@ -65,6 +66,9 @@ class _Builder:
         self.unreadable: dict[str, str] = {}
 
     def build(self) -> RunTable:
+        for column in self._named.values():
+            if column not in self.raw:
+                self._no_column(column)
         self._filter()
         self._labels()
         loss_name, unit = self._choose_loss()
@@ -142,7 +146,7 @@ class _Builder:
 
     def _labels(self) -> None:
         for name in _LABELS:
-            column = find_column(self.raw, ALIASES[name])
+            column = self._find(name)
             if column is not None and not all(_missing(cell) for cell in self.raw[column]):
                 self.out[name] = np.array(
                     ["" if _missing(c) else str(c).strip()[:200] for c in self.raw[column]], object
@@ -170,16 +174,28 @@ class _Builder:
         unit = self.given.loss_unit or ("perplexity" if PERPLEXITY.search(chosen) else "nats")
         return chosen, unit
 
+    @property
+    def _named(self) -> Mapping[str, str]:
+        """The columns whose names were given."""
+        return self.given.columns or {}
+
+    def _find(self, name: str) -> str | None:
+        """What the file calls a column: the name given for it, else one of the usual ones."""
+        return self._named.get(name) or find_column(self.raw, ALIASES[name])
+
     def _has_value(self, name: str) -> bool:
         return not all(_missing(cell) for cell in self.raw[name])
 
     def _parameters(self) -> None:
         given, count = self.given, self.given.count
-        total, bare = (find_column(self.raw, ALIASES[name]) for name in ("N", "N_non_embedding"))
+        total, bare = self._find("N"), self._find("N_non_embedding")
         total = total if total is not None and self._has_value(total) else None
         bare = bare if bare is not None and self._has_value(bare) else None
         if given.N is not None:
             self.out["N"] = self._given_sizes()
+        elif total is not None and "N" in self._named:
+            self.out["N"] = self._column("N", total)
+            self.notes.append(f"N is {total!r}, as stated: predict with the same count")
         elif count == "non_embedding" and bare is not None:
             self.out["N"] = self._column("N", bare)
             self.notes.append(f"N is {bare!r}, parameters without embeddings: predict with the same count")
@@ -188,14 +204,14 @@ class _Builder:
         elif bare is not None and "N" in given.need:
             self._ask("N", f"it has {bare!r} only: count='non_embedding' (--count non_embedding) takes that as N. Or")
         elif "N" in given.need:
-            if empty := find_column(self.raw, ALIASES["N"]):
+            if empty := self._find("N"):
                 self._empty(empty)
             self._ask("N", f"its columns are {', '.join(list(self.raw)[:12])}")
         if bare is not None:
             self._optional("N_non_embedding", bare)
         elif count == "non_embedding" and "N" in self.out:
             self.out["N_non_embedding"] = self.out["N"].copy()
-        if "N" in self.out and count is None and bare is None:
+        if "N" in self.out and count is None and bare is None and "N" not in self._named:
             self.notes.append(
                 "it is not stated whether N counts embeddings (state it with count=, --count): predict alike"
             )
@@ -217,9 +233,9 @@ class _Builder:
             if name == "D":
                 self._spread_tokens()
             return
-        column = find_column(self.raw, ALIASES[name])
+        column = self._find(name)
         if column is not None and self._has_value(column):
-            if name in self.given.need:
+            if name in self.given.need or name in self._named:
                 self.out[name] = self._column(name, column)
             else:
                 self._optional(name, column)
