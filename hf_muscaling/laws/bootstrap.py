@@ -1,4 +1,4 @@
-"""Intervals for laws in several variables: resampled parameters, the noise of one run, and the drift of the law.
+"""Intervals for laws in several variables: resampled parameters, the noise of one run, and the law's misfit.
 
 All relative to the loss:
 
@@ -7,9 +7,8 @@ All relative to the loss:
   than the errors once five parameters have been fitted to few runs);
 * sigma, the noise of the target run: from the residuals near the large end, with the degrees of freedom they have left
   (`laws.noise`);
-* drift: d beyond the fitted range (log distance, the largest over the variables) the truth leaves the law by
-  N(0, tau² d²). tau is calibrated by rolling origin (refit without the largest models, score them) under a log-normal
-  prior centred at 0.3 sigma, at least 0.7 %, within a factor e.
+* misfit: the truth leaves the law by a smooth discrepancy, whose size the residuals of the fitted runs show
+  (`laws.misfit`); it is small between the runs and grows beyond them.
 
 How it was settled, and what it covers: `ChinchillaLaw`.
 """
@@ -17,7 +16,7 @@ How it was settled, and what it covers: `ChinchillaLaw`.
 from __future__ import annotations
 
 from abc import abstractmethod
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any, ClassVar
 
@@ -27,27 +26,39 @@ from ..errors import ConfigurationError, FitError
 from .base import check_level
 from .caveats import rising
 from .fitting import resampled
-from .interval_data import IntervalData, Widening
-from .intervals import RollingErrors, drift_quantiles, mixture_interval
-from .noise import covariance, run_noise
-from .problem import Problem
+from .interval_data import IntervalData, Neighbourhood
+from .intervals import mixture_interval
+from .misfit import Misfit
+from .noise import covariance, influence, run_noise
 from .regression import Origin, RegressionLaw
 from .selection import Columns, run_index
 from .uncertainty import flat_direction, profile
 
 DRAWS, SEED = 400, 0
 AT_ONCE = 2e7  #: weights (resamples × rows) held at a time
-ORIGINS = (0.5, 0.65, 0.8)  #: shares of the sizes kept
-HELD_GROUPS = 3
-DRIFT, DRIFT_RANGE, DRIFT_WIDTH, DRIFT_POWER = 0.3, (7e-3, 0.02), 1.0, 1.0
-OVERLAP = 0.5  #: what a rolling-origin error counts: the origins share runs
 WIDEST = 4.0  #: most that the scatter of refits is widened
+
+
+@dataclass(frozen=True)
+class Linearised:
+    """A fit near its optimum: the coordinates `theta` (p,) and the `origin` they refer to, d log L / d theta at the rows
+    (p, n; 0 for what is held fixed), the `covariance` (p, p) of theta and the `influence` (p, n) of the rows on it, and
+    the noise of one run near the large end with its degrees of freedom.
+    """
+
+    theta: np.ndarray
+    origin: Origin
+    slopes: np.ndarray
+    covariance: np.ndarray
+    influence: np.ndarray
+    sigma: float
+    dof: float
 
 
 class BootstrapLaw(RegressionLaw):
     """A regression law whose `_interval` comes from refits to resampled runs.
 
-    `drifts = False` in a subclass takes the law for exact: right for tables made from it, too sure for measured runs.
+    `drifts = False` in a subclass takes the law for exact, without misfit: too sure for measured runs.
     """
 
     drifts: ClassVar[bool] = True
@@ -170,121 +181,75 @@ class BootstrapLaw(RegressionLaw):
     def _draws(self) -> dict[str, Any]:
         params = _finite(self._named(self._resample(DRAWS, SEED), self._fitted[1]))
         turn = (0.5 + np.arange(DRAWS) * 0.6180339887498949) % 1
-        sigma, dof = self._noise(self._columns, self.params_)
-        chi = np.random.default_rng(SEED + 1).chisquare(dof, DRAWS) / dof
-        tau = np.zeros(DRAWS)
-        if self.drifts:
-            centre = float(np.clip(DRIFT * sigma, *DRIFT_RANGE))
-            tau = drift_quantiles(self._rolling(), turn, centre, DRIFT_WIDTH, DRIFT_POWER, OVERLAP)
-        return {"params": params, "sigma": sigma / np.sqrt(chi), "tau": tau}
+        chi = np.random.default_rng(SEED + 1).chisquare(self._local.dof, DRAWS) / self._local.dof
+        tau = self._misfit.tau(turn) if self.drifts else np.zeros(DRAWS)
+        return {"params": params, "sigma": self._local.sigma / np.sqrt(chi), "tau": tau}
 
-    def _noise(self, columns: Columns, params: dict[str, float]) -> tuple[float, float]:
-        """Standard deviation of one run's log loss about the law, near the large end, and its degrees of freedom."""
-        problem, _, slopes = self._linear(columns, params)
-        return run_noise(problem, slopes, self._residuals(columns, params), run_index(columns), self._likelihood)
-
-    def _linear(self, columns: Columns, params: dict[str, float]) -> tuple[Problem, Origin, np.ndarray]:
-        """The regression of columns at given parameters, and d log L / d theta (p, n), 0 for what is held fixed."""
+    @cached_property
+    def _local(self) -> Linearised:
+        """The fit near its optimum."""
+        columns = self._columns
         problem, origin = self._build(columns)
-        theta = np.clip(self._internal(params, origin)[0], problem.low, problem.high)
-        return problem, origin, problem.slopes(theta) * (problem.high > problem.low)[:, None]
+        theta = np.clip(self._internal(self.params_, origin)[0], problem.low, problem.high)
+        slopes = problem.slopes(theta) * (problem.high > problem.low)[:, None]
+        run = run_index(columns)
+        sigma, dof = run_noise(problem, slopes, self._residuals(columns, self.params_), run, self._likelihood)
+        spread = covariance(problem, slopes, sigma, run, self._likelihood)
+        return Linearised(theta, origin, slopes, spread, influence(problem, slopes, sigma), sigma, dof)
+
+    @cached_property
+    def _misfit(self) -> Misfit:
+        """How far the truth leaves the law, by the residuals of its runs."""
+        columns, local = self._columns, self._local
+        residual = self._residuals(columns, self.params_)
+        return Misfit.of(self._logs(columns), local.slopes, local.influence, residual, run_index(columns))
+
+    def _logs(self, columns: Columns) -> np.ndarray:
+        """Logarithms (v, n) of the law's variables."""
+        return np.log(np.stack([columns[c] for c in self.columns.values()]))
 
     def _residuals(self, columns: Columns, params: dict[str, float]) -> np.ndarray:
         at = [columns[c] for c in self.columns.values()]
         return np.log(columns["loss"]) - np.log(self.loss(*at, **params))
 
-    def _rolling(self) -> RollingErrors:
-        """Refit without the largest models, score them: one observation for each origin and held-out size.
-
-        With fewer than 5 sizes, or a law that has none, the rows of largest compute are held out instead.
-        """
-        columns = self._columns
-        first = next(iter(self.columns.values()))
-        ladder = np.log(columns[first])
-        if len(np.unique(ladder)) < 5:
-            ladder = -self._below(columns)
-        levels = np.unique(ladder)
-        parts = []
-        for cut in np.unique([levels[-2], *np.quantile(levels, ORIGINS)]):
-            small, large = ({n: v[keep] for n, v in columns.items()} for keep in (ladder <= cut, ladder > cut))
-            try:
-                params, _ = self._refit(small)
-            except FitError:
-                continue
-            e = self._residuals(large, params)
-            reach = self._outside(large, small)
-            spread, slopes, sigma, dof = self._forecast(small, params, large)
-            late, run = self._row_weights(large), run_index(large)
-            at = np.linspace(cut, levels[-1] + 1e-9, HELD_GROUPS + 1)
-            group = np.searchsorted(at, ladder[ladder > cut], side="left")
-            for level in np.unique(group):
-                own = group == level
-                w = late[own] / late[own].sum()
-                slope, by_run = slopes[:, own] @ w, np.bincount(run[own], w)
-                variance = slope @ spread @ slope + sigma**2 * (by_run**2).sum()
-                parts.append([e[own] @ w, np.sqrt(variance), reach[own] @ w, dof])
-        return RollingErrors(*np.array(parts).T) if parts else RollingErrors(*np.empty((4, 0)))
-
-    def _outside(self, points: Columns, data: Columns) -> np.ndarray:
-        """Log distance of points outside the data's range, the largest over the variables."""
-        found = [
-            np.maximum(np.log(points[c] / data[c].max()), np.log(data[c].min() / points[c]))
-            for c in self.columns.values()
-        ]
-        return np.maximum(np.max(found, 0), 0.0)
-
-    def _forecast(
-        self, columns: Columns, params: dict[str, float], points: Columns
-    ) -> tuple[np.ndarray, np.ndarray, float, float]:
-        """Covariance (p, p) of the fitted theta, d log L / d theta at points (p, n), the noise of one run and its
-        degrees of freedom.
-        """
-        problem, origin, slopes = self._linear(columns, params)
-        run = run_index(columns)
-        sigma, dof = run_noise(problem, slopes, self._residuals(columns, params), run, self._likelihood)
-        theta = np.clip(self._internal(params, origin)[0], problem.low, problem.high)
-        there = self._problem(points, np.ones_like(points["loss"]), origin).slopes(theta)
-        return covariance(problem, slopes, sigma, run, self._likelihood), there, sigma, dof
+    def _slopes_at(self, points: Columns) -> np.ndarray:
+        """d log L / d theta (p, n) at other points."""
+        one = np.ones(len(next(iter(points.values()))))
+        return self._problem(points | {"loss": one}, one, self._local.origin).slopes(self._local.theta)
 
     def _interval(self, at: dict[str, np.ndarray], level: float) -> tuple[np.ndarray, np.ndarray]:
         draws = self._draws
         points = {column: at[name] for name, column in self.columns.items()}
-        outside = self._outside(points, self._columns)
-        spread, slopes, *_ = self._forecast(self._columns, self.params_, points | {"loss": np.ones(len(outside))})
-        expected = np.sqrt(np.maximum(np.einsum("pn,pq,qn->n", slopes, spread, slopes), 0.0))
+        slopes = self._slopes_at(points)
+        expected = np.sqrt(np.maximum(np.einsum("pn,pq,qn->n", slopes, self._local.covariance, slopes), 0.0))
+        miss = self._misfit.spread(self._logs(points), slopes)
         ends = []
-        for i in range(len(outside)):
+        for i in range(len(miss)):
             here = [v[i] for v in points.values()]
             centre, own = np.log(self.loss(*here, **draws["params"])), float(np.log(self.loss(*here, **self.params_)))
             scatter = float(centre.std())
             if scatter > 0:
                 centre = own + np.clip(expected[i] / scatter, 1.0, WIDEST) * (centre - own)
-            variance = draws["sigma"] ** 2 + draws["tau"] ** 2 * outside[i] ** (2 * DRIFT_POWER)
+            variance = draws["sigma"] ** 2 + draws["tau"] ** 2 * miss[i]
             ends.append(mixture_interval(centre, np.sqrt(variance), level))
         low, high = np.exp(np.array(ends)).T
         return low, high
 
     def interval_data(self) -> IntervalData:
-        """Refitted parameters, their widening, noise and drift: see `IntervalData`."""
+        """Refitted parameters, their widening, noise and misfit: see `IntervalData`."""
         self._check_fitted()
-        problem, origin = self._build(self._columns)
-        theta = np.clip(self._internal(self.params_, origin)[0], problem.low, problem.high)
-        covariance = self._forecast(self._columns, self.params_, self._columns)[0]
+        local, draws = self._local, self._draws
 
         def slopes(*at: float) -> np.ndarray:
-            point = {column: np.array([value]) for column, value in zip(self.columns.values(), at, strict=True)}
-            one = np.ones(1)
-            return self._problem(point | {"loss": one}, one, origin).slopes(theta)[:, 0]
+            return self._slopes_at({c: np.array([value]) for c, value in zip(self.columns.values(), at, strict=True)})
 
-        widening = Widening(self.params_, theta, origin, covariance, WIDEST, slopes)
-        draws = self._draws
-        return IntervalData(
-            draws["params"], draws["sigma"], None, draws["tau"], DRIFT_POWER, dict(self.range_), widening
-        )
+        nearby = Neighbourhood(self.params_, local.theta, local.origin, local.covariance, WIDEST, slopes, self._misfit)
+        return IntervalData(draws["params"], draws["sigma"], draws["tau"], dict(self.range_), neighbourhood=nearby)
 
     def _set(self, columns: Columns, params: dict[str, float], value: float) -> None:
         super()._set(columns, params, value)
-        self.__dict__.pop("_draws", None)
+        for name in ("_draws", "_local", "_misfit"):
+            self.__dict__.pop(name, None)
 
 
 def _finite(params: dict[str, np.ndarray]) -> dict[str, np.ndarray]:

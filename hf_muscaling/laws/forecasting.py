@@ -3,7 +3,7 @@ an interval.
 
 Where the intervals come from:
 
-* a curve: `KaplanStepLaw.predict`, the refits to resampled runs, the noise of one run and the drift beyond the range;
+* a curve: `KaplanStepLaw.predict`, the refits to resampled runs, the noise of one run and the law's misfit;
 * steps and tokens to a loss: that same band read along the other axis. A falling curve has reached the loss l by step s
   exactly if L(s) ≤ l, so the quantiles of the first step are where those of the loss cross l;
 * critical batch size and minimum loss, which no single run shows: the refits alone, as wide as the linearised fit
@@ -243,17 +243,17 @@ def _limit(p: Any, size: float) -> Any:
 def _of_parameters(law: KaplanStepLaw, answer: Callable[[Any], Any], level: float) -> Estimate:
     """A positive function of the parameters with its interval from the refits, in logarithms."""
     data = law.interval_data()
-    widening = data.widening
-    if widening is None:
+    nearby = data.neighbourhood
+    if nearby is None:
         raise ConfigurationError(f"{type(law).__name__} does not say how its refits scatter.")
     own = float(np.log(answer(law.params_)))
     with np.errstate(all="ignore"):  # what the runs leave open has a covariance of rank too low, by rounding below 0
         drawn = np.log(answer(data.params))
         theta = np.random.default_rng(0).multivariate_normal(
-            widening.theta, widening.covariance, len(drawn), method="eigh", check_valid="ignore"
+            nearby.theta, nearby.covariance, len(drawn), method="eigh", check_valid="ignore"
         )
         problem = law._fitted[0]
-        linear = np.log(answer(law._named(np.clip(theta, problem.low, problem.high), dict(widening.origin))))
+        linear = np.log(answer(law._named(np.clip(theta, problem.low, problem.high), dict(nearby.origin))))
     drawn, linear = drawn[np.isfinite(drawn)], linear[np.isfinite(linear)]
     ends = (0.5 * (1 - level), 0.5 * (1 + level))
     width, expected = (float(np.ptp(np.quantile(v, ends))) for v in (drawn, linear))

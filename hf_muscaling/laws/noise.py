@@ -80,6 +80,12 @@ def run_noise(
     return float(np.sqrt(variance)), dof + 1
 
 
+def influence(problem: Problem, slopes: np.ndarray, sigma: float) -> np.ndarray:
+    """A (p, n): how far each row's residual moves the fitted theta, H⁻¹VᵀW in units of the noise."""
+    found: np.ndarray = _share(problem) / sigma**2 * _curved(problem, slopes, sigma) @ (slopes * problem.weight)
+    return found
+
+
 def covariance(problem: Problem, slopes: np.ndarray, sigma: float, run: np.ndarray, objective: str) -> np.ndarray:
     """Covariance (p, p) of the fitted theta: H⁻¹·(noise + prior)·H⁻¹.
 
@@ -87,10 +93,15 @@ def covariance(problem: Problem, slopes: np.ndarray, sigma: float, run: np.ndarr
     """
     share, prior = _share(problem), _precision(problem)
     _, z = _by_run(run, problem.weight, slopes)
-    inverse = _inverse(share * (slopes * problem.weight) @ slopes.T / sigma**2 + prior)
+    inverse = _curved(problem, slopes, sigma)
     noise = share**2 * inefficiency(objective, sigma) / sigma**2 * (z.T @ z)
     found: np.ndarray = inverse @ (noise + prior) @ inverse
     return found
+
+
+def _curved(problem: Problem, slopes: np.ndarray, sigma: float) -> np.ndarray:
+    """H⁻¹ (p, p), H the curvature of the likelihood and the prior at noise sigma."""
+    return _inverse(_share(problem) * (slopes * problem.weight) @ slopes.T / sigma**2 + _precision(problem))
 
 
 def _share(problem: Problem) -> float:

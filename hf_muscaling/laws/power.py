@@ -198,8 +198,8 @@ class PowerLaw(ScalingLaw):
         smallest, largest = posterior.groups.x[[0, -1]]
         a = draws["a"] * np.exp(-draws["b"] * np.log(posterior.scale))
         return IntervalData(
-            {"a": a, "b": draws["b"], "c": draws["c"]}, draws["sigma"], draws["rho"], draws["tau"], DRIFT_POWER,
-            {self.variable: (float(smallest), float(largest))},
+            {"a": a, "b": draws["b"], "c": draws["c"]}, draws["sigma"], draws["tau"],
+            {self.variable: (float(smallest), float(largest))}, draws["rho"],
         )  # fmt: skip
 
     def _curves(self, x: float) -> np.ndarray:

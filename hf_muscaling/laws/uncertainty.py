@@ -39,7 +39,7 @@ def flat_direction(law: BootstrapLaw) -> Flat:
     answer does not depend on units.
     """
     problem, origin, theta = law._fitted
-    sigma, _ = law._noise(law._columns, law.params_)
+    sigma = law._local.sigma
     free = (problem.high > problem.low) & (theta > problem.low + 1e-9) & (theta < problem.high - 1e-9)
     unit = law._material(theta)
     slopes = problem.slopes(theta) * unit[:, None]

@@ -13,9 +13,9 @@ from hf_muscaling.space.sources import Source, runs_cost
 
 if TYPE_CHECKING:
     from hf_muscaling.laws.base import ScalingLaw
-    from hf_muscaling.laws.interval_data import Widening
+    from hf_muscaling.laws.interval_data import Neighbourhood
 
-FORMAT, FORMAT_VERSION = "hf_muscaling.space", 1
+FORMAT, FORMAT_VERSION = "hf_muscaling.space", 2
 LAWS = ("PowerLaw", "ChinchillaLaw", "KaplanLaw", "KaplanStepLaw")
 SHOWN = 300
 """Rows of a law that a chart can show; of more an even sample."""
@@ -53,7 +53,8 @@ def _law(source: Source, designs: list[Design]) -> dict[str, Any]:
             f"{source.name!r} is a {type(law).__name__}; a page computes {', '.join(LAWS)}. Fit one of these."
         )
     data = law.interval_data()
-    arrays = {"covariance": None if data.widening is None else data.widening.covariance}
+    nearby = data.neighbourhood
+    arrays = {} if nearby is None else {"covariance": nearby.covariance, "influence": nearby.misfit.influence}
     arrays |= {"sigma": data.sigma, "rho": data.rho, "tau": data.tau, **data.params}
     if not all(np.isfinite(values).all() for values in arrays.values() if values is not None):
         raise ConfigurationError(
@@ -82,7 +83,7 @@ def _law(source: Source, designs: list[Design]) -> dict[str, Any]:
             "tau": _short(data.tau),
             "power": data.power,
             "span": {name: list(ends) for name, ends in data.span.items()},
-            "widening": None if data.widening is None else _widening(data.widening),
+            "neighbourhood": None if nearby is None else _neighbourhood(nearby),
         },
         "runs": columns | {"loss": rows["loss"][keep].tolist()},
         "targets": [{"N": run.N, "N_non_embedding": run.N_non_embedding, "D": run.D, "S": run.S, "B": run.B,
@@ -106,12 +107,19 @@ def _count(source: Source) -> str | None:
     return None if paper and not source.counts_all else "total"
 
 
-def _widening(found: "Widening") -> dict[str, Any]:
+def _neighbourhood(found: "Neighbourhood") -> dict[str, Any]:
+    from hf_muscaling.laws.misfit import LENGTH
+
+    misfit = found.misfit
     return {
         "theta": found.theta.tolist(),
         "origin": {name: float(value) for name, value in found.origin.items()},
         "covariance": found.covariance.tolist(),
         "widest": found.widest,
+        "points": misfit.points.tolist(),
+        "influence": misfit.influence.tolist(),
+        "gram": misfit.gram.tolist(),
+        "length": LENGTH,
     }
 
 

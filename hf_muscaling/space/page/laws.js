@@ -119,23 +119,42 @@ const Laws = (() => {
     },
   };
 
+  const quadratic = (slopes, matrix) => {
+    let sum = 0;
+    slopes.forEach((g, i) => slopes.forEach((h, j) => (sum += g * matrix[i][j] * h)));
+    return sum;
+  };
+
   // Moves the draws' log losses away from the fitted law's where they scatter less than the linearised fit expects
-  const widen = (law, x, centre) => {
-    const { theta, origin, covariance, widest } = law.interval.widening;
+  const widen = (law, x, slopes, centre) => {
+    const { covariance, widest } = law.interval.neighbourhood;
     const mean = centre.reduce((sum, v) => sum + v, 0) / centre.length;
     const scatter = Math.sqrt(centre.reduce((sum, v) => sum + (v - mean) ** 2, 0) / centre.length);
     if (!(scatter > 0)) return;
-    const own = Math.log(lossAt(law, x)), slopes = SLOPES[law.law](x, theta, origin);
-    let expected = 0;
-    slopes.forEach((g, i) => slopes.forEach((h, j) => (expected += g * covariance[i][j] * h)));
-    const factor = Math.min(Math.max(Math.sqrt(Math.max(expected, 0)) / scatter, 1), widest);
+    const own = Math.log(lossAt(law, x)), expected = Math.sqrt(Math.max(quadratic(slopes, covariance), 0));
+    const factor = Math.min(Math.max(expected / scatter, 1), widest);
     for (let m = 0; m < centre.length; m++) centre[m] = own + factor * (centre[m] - own);
   };
 
-  // N(log L(x; params_m), sigma_m²·(1 + rho_m·ln(x_max/x)²) + tau_m²·d(x)^(2·power)), as laws.interval_data
+  // The variance of the law's miss in tau², 1 - 2·bᵀk(X, x) + bᵀKb, as laws.misfit
+  const miss = (law, x, slopes) => {
+    const { points, influence, gram, length } = law.interval.neighbourhood;
+    const at = law.variables.map((name) => Math.log(x[name]));
+    let followed = 0;
+    for (let m = 0; m < points[0].length; m++) {
+      let square = 0, moved = 0;
+      at.forEach((value, v) => (square += (points[v][m] - value) ** 2));
+      slopes.forEach((g, i) => (moved += g * influence[i][m]));
+      followed += moved * Math.exp(-0.5 * square / length ** 2);
+    }
+    return Math.max(1 - 2 * followed + quadratic(slopes, gram), 0);
+  };
+
+  // N(log L(x; params_m), sigma_m²·(1 + rho_m·ln(x_max/x)²) + tau_m²·away(x)), as laws.interval_data
   const interval = (law, x, level) => {
     const data = law.interval, names = Object.keys(data.params), draws = data.sigma.length;
-    const reach = logOutside(x, data.span) ** (2 * data.power);
+    const near = data.neighbourhood, slopes = near ? SLOPES[law.law](x, near.theta, near.origin) : null;
+    const away = near ? miss(law, x, slopes) : logOutside(x, data.span) ** (2 * data.power);
     const variable = law.variables[0];
     const inside = data.rho ? Math.log(data.span[variable][1] / x[variable]) ** 2 : 0;
     const centre = new Float64Array(draws), deviation = new Float64Array(draws), p = {};
@@ -143,9 +162,9 @@ const Laws = (() => {
       for (const name of names) p[name] = data.params[name][m];
       centre[m] = Math.log(Math.max(LOSS[law.law](x, p, variable), 1e-300));
       const own = data.sigma[m] ** 2 * (1 + (data.rho ? data.rho[m] * inside : 0));
-      deviation[m] = Math.sqrt(own + data.tau[m] ** 2 * reach);
+      deviation[m] = Math.sqrt(own + data.tau[m] ** 2 * away);
     }
-    if (data.widening) widen(law, x, centre);
+    if (near) widen(law, x, slopes, centre);
     const ends = [0.5 * (1 - level), 0.5 * (1 + level)];
     return ends.map((probability) => Math.exp(mixtureQuantile(centre, deviation, probability)));
   };
