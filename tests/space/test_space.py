@@ -56,7 +56,7 @@ def test_a_design_that_is_no_polynomial_is_refused(monkeypatch):
 
 
 def test_the_interval_as_data_is_the_laws_own(laws):
-    """For every law, inside and far outside its range; and a wrong exponent of the drift would show."""
+    """For every law, inside and far outside its range; and a wrong drift or misfit would show."""
     rng = np.random.default_rng(3)
     for law in laws.values():
         data = law.interval_data()
@@ -65,11 +65,15 @@ def test_the_interval_as_data_is_the_laws_own(laws):
             low, high = (v[0] for v in law._interval({n: np.array([v]) for n, v in at.items()}, 0.8))
             np.testing.assert_allclose(data.bounds(law.loss, at, 0.8), [low, high], rtol=1e-9)
         far = {n: 50 * hi for n, (_, hi) in law.range_.items()}
-        wrong = replace(data, power=data.power + 0.5).bounds(law.loss, far, 0.8)
+        wrong = replace(data, power=data.power + 0.5)
+        if nearby := data.neighbourhood:
+            misfit = replace(nearby.misfit, gram=1.1 * nearby.misfit.gram)
+            wrong = replace(data, tau=data.tau + 1e-3, neighbourhood=replace(nearby, misfit=misfit))
+        wrong = wrong.bounds(law.loss, far, 0.8)
         assert not np.allclose(wrong, data.bounds(law.loss, far, 0.8), rtol=1e-6)
     law = laws["chinchilla"]
     data, inside = law.interval_data(), {"N": 1e8, "D": 5e9}
-    bare = replace(data, widening=None).bounds(law.loss, inside, 0.8)
+    bare = replace(data, neighbourhood=replace(data.neighbourhood, widest=1.0)).bounds(law.loss, inside, 0.8)
     assert np.ptp(bare) < 0.999 * np.ptp(data.bounds(law.loss, inside, 0.8)), "the widening is not tested"
 
 
