@@ -28,8 +28,8 @@ from .search import Question, best_design
 SEARCHED, SCORED = 32, 8
 """Draws of the fast criterion, and of the simulated series: a bootstrap of ChinchillaLaw takes a second."""
 DRIFT, DRIFT_RANGE, DRIFT_WIDTH, DRIFT_POWER = 0.3, (7e-3, 0.02), 1.0, 1.0
-"""What is believed, before any run, of the law's misfit beyond them: N(0, tau²·d²) a log distance d away, tau log-normal
-about 0.3 sigma, at least 0.7 %. Finished runs say more: `laws.misfit`."""
+"""What is believed of the law's misfit before any run: N(0, tau²·d²) a log distance d beyond them, tau log-normal about
+0.3 sigma, at least 0.7 %. Finished runs say more: `laws.misfit`."""
 SHARE = (0.3, 0.7)  #: of the reducible loss that is the size's, the rest the tokens', at the smallest size
 
 

@@ -41,9 +41,9 @@ WIDEST = 4.0  #: most that the scatter of refits is widened
 
 @dataclass(frozen=True)
 class Linearised:
-    """A fit near its optimum: the coordinates `theta` (p,) and the `origin` they refer to, d log L / d theta at the rows
-    (p, n; 0 for what is held fixed), the `covariance` (p, p) of theta and the `influence` (p, n) of the rows on it, and
-    the noise of one run near the large end with its degrees of freedom.
+    """A fit near its optimum: coordinates `theta` (p,) and the `origin` they refer to; `slopes` d log L / d theta at the
+    rows (p, n), 0 for what is held fixed; the `covariance` (p, p) of theta and the `influence` (p, n) of the rows on
+    it; the noise of one run near the large end, `sigma`, with its degrees of freedom.
     """
 
     theta: np.ndarray

@@ -30,8 +30,6 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from .selection import run_index
-
 LENGTH = 2.0  #: log distance over which the misfit stays alike
 TAU_PRIOR, TAU_WIDTH = 1e-3, 3.0  #: centre of tau and standard deviation of log tau
 OUTLYING = 4.0  #: residuals count up to so many standard deviations: a failed run is no misfit

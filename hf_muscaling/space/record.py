@@ -54,6 +54,7 @@ def _law(source: Source, designs: list[Design]) -> dict[str, Any]:
         )
     data = law.interval_data()
     nearby = data.neighbourhood
+    arrays: dict[str, np.ndarray | None]
     arrays = {} if nearby is None else {"covariance": nearby.covariance, "influence": nearby.misfit.influence}
     arrays |= {"sigma": data.sigma, "rho": data.rho, "tau": data.tau, **data.params}
     if not all(np.isfinite(values).all() for values in arrays.values() if values is not None):

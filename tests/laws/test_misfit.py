@@ -35,7 +35,7 @@ def median_tau(runs, law=ChinchillaLaw):
 
 
 def test_tau_is_found_where_there_is_one_and_only_there():
-    """Medians over 8 tables: 1 % is found within a factor of 1.6; without misfit tau stays below a third of the noise."""
+    """Medians over 8 tables: 1 % is found within a factor 1.6, and no misfit is below a third of the noise."""
     rng = np.random.default_rng(0)
     found = np.median([[median_tau(table(rng, misfit)) for misfit in (0.01, 0.0)] for _ in range(8)], axis=0)
     assert 0.01 / 1.6 < found[0] < 0.016
@@ -63,8 +63,8 @@ def test_failed_runs_are_no_misfit():
     "misfit, held, held_by_exact", [(0.0, (0.84, 0.97), (0.82, 0.97)), (0.01, (0.86, 1), (0, 0.82))]
 )
 def test_the_interval_holds_what_it_promises(misfit, held, held_by_exact):
-    """120 new runs 2 and 4 times larger, of true laws and of laws that are 1 % off: of those the interval that takes the
-    law for exact holds too few.
+    """120 new runs 2 and 4 times larger, of true laws and of laws that are 1 % off; the interval that takes the law for
+    exact holds too few of those.
     """
     rng, inside = np.random.default_rng(5), {ChinchillaLaw: [], Exact: []}
     ahead = np.array([2e9, 4e9]), np.array([1e11, 2e11])
