@@ -41,9 +41,9 @@ WIDEST = 4.0  #: most that the scatter of refits is widened
 
 @dataclass(frozen=True)
 class Linearised:
-    """A fit near its optimum: coordinates `theta` (p,) and the `origin` they refer to; `slopes` d log L / d theta at the
-    rows (p, n), 0 for what is held fixed; the `covariance` (p, p) of theta and the `influence` (p, n) of the rows on
-    it; the noise of one run near the large end, `sigma`, with its degrees of freedom.
+    """A fit near its optimum: coordinates `theta` (p,) and the `origin` they refer to; `slopes` at the rows
+    (p, n), 0 for what is held; the `covariance` (p, p) of theta and the `influence` (p, n) of the rows on it; the
+    noise of one run near the large end, `sigma`, with its degrees of freedom.
     """
 
     theta: np.ndarray
@@ -58,10 +58,10 @@ class Linearised:
 class BootstrapLaw(RegressionLaw):
     """A regression law whose `_interval` comes from refits to resampled runs.
 
-    `drifts = False` in a subclass takes the law for exact, without misfit: too sure for measured runs.
+    `exact = True` in a subclass takes the law for exact, without misfit: too sure for measured runs.
     """
 
-    drifts: ClassVar[bool] = True
+    exact: ClassVar[bool] = False
 
     def bootstrap(self, n: int = 4000, seed: int = 0) -> dict[str, np.ndarray]:
         """Parameters refitted to `n` resamples of the runs: {letter: (n,)}; rows that share a `run_id` go together."""
@@ -182,7 +182,7 @@ class BootstrapLaw(RegressionLaw):
         params = _finite(self._named(self._resample(DRAWS, SEED), self._fitted[1]))
         turn = (0.5 + np.arange(DRAWS) * 0.6180339887498949) % 1
         chi = np.random.default_rng(SEED + 1).chisquare(self._local.dof, DRAWS) / self._local.dof
-        tau = self._misfit.tau(turn) if self.drifts else np.zeros(DRAWS)
+        tau = np.zeros(DRAWS) if self.exact else self._misfit.tau(turn)
         return {"params": params, "sigma": self._local.sigma / np.sqrt(chi), "tau": tau}
 
     @cached_property

@@ -207,13 +207,13 @@ def choose_floor(sets: list[DataSet], synthetic: int = 40) -> None:
 
 
 class ExactLaw(ChinchillaLaw):
-    """The default without drift: what its interval holds if runs follow the law to the letter."""
+    """The default without misfit: what its interval holds if runs follow the law to the letter."""
 
-    drifts = False
+    exact = True
 
 
 def coverage(sets: list[DataSet], count: int) -> dict[str, float]:
-    """Print and return the coverage of 90 % intervals, the default's and without drift: by design on synthetic truth,
+    """Print and return the coverage of 90 % intervals, the default's and without misfit: by design on synthetic truth,
     by set at the rolling origins.
     """
     inside: dict[str, list[tuple[float, float]]] = defaultdict(list)
@@ -238,7 +238,7 @@ def coverage(sets: list[DataSet], count: int) -> dict[str, float]:
         if data.kind != "batch" and not data.repeats:
             for small, large in origins(data.parts[0]):
                 score(small, large, data.name)
-    print("\nCoverage of the 90 % interval, the default's (median half-width) and without drift (synthetic: Chinchilla"
+    print("\nCoverage of the 90 % interval, the default's (median half-width) and without misfit (synthetic: Chinchilla"
           " laws, normal noise; public: rolling origins)")  # fmt: skip
     found = {name: np.mean(values, 0) for name, values in inside.items()}
     for name, (share, exact) in found.items():
@@ -247,7 +247,7 @@ def coverage(sets: list[DataSet], count: int) -> dict[str, float]:
     public = [shares for name, shares in found.items() if not name.startswith("synthetic")]
     if public:
         share, exact = 100 * np.mean(public, 0)
-        print(f"  {share:5.1f} %   {exact:5.1f} % without drift, mean over the public sets")
+        print(f"  {share:5.1f} %   {exact:5.1f} % without misfit, mean over the public sets")
     return {name: float(share) for name, (share, _) in found.items()}
 
 

@@ -15,7 +15,7 @@ NOISE = 0.002
 class Exact(ChinchillaLaw):
     """The law taken for exact."""
 
-    drifts = False
+    exact = True
 
 
 def smooth(rng, n, d):
