@@ -90,6 +90,21 @@ def test_finals_at_the_largest_models(sets):
     assert np.mean([v[0] for v in found.values()]) < np.mean([v[0] for v in plain.values()])
 
 
+def test_the_interval_holds_at_the_largest_models(sets):
+    """Measured: 88 % of the mean of nine sets, median half-width 1.7 %; without misfit fewer."""
+
+    class Exact(ChinchillaLaw):
+        exact = True
+
+    usual = [data for data in sets if data.kind != "batch"]
+    (inside, width), (bare, _) = (
+        (found[:, 1].mean(), np.median(found[:, 2]))
+        for found in (at_the_largest(usual, law()) for law in (ChinchillaLaw, Exact))
+    )
+    assert 0.85 <= inside <= 0.97 and width < 0.04
+    assert bare < inside - 0.1
+
+
 def test_finals_by_compute(sets):
     """Measured: 1.4, 0.9 and 0.5 %; plain Huber 2.6, 1.9 and 1.8 %."""
     tables = [data.table for data in sets if data.kind == "finals"]
@@ -115,7 +130,7 @@ def test_rolling_origins_inside_the_training_parts(protocol, sets):
             inside.append(np.mean(rows))
             ratio.append(np.mean(np.diff(np.log(errors), axis=1)))
     assert len(inside) == 8
-    assert 0.8 <= np.mean(inside) <= 0.99
+    assert 0.85 <= np.mean(inside) <= 0.97
     assert np.mean(ratio) > 0.1  # log of Huber's error over the default's
 
 
