@@ -63,6 +63,11 @@ class BootstrapLaw(RegressionLaw):
 
     exact: ClassVar[bool] = False
 
+    def summary(self) -> str:
+        """The fit in words, with the noise of one run and how far the truth leaves the law (`laws.misfit`)."""
+        tau = float(np.median(self._misfit.tau(np.linspace(0.005, 0.995, 100))))
+        return f"{super().summary()}\n  noise of one run {100 * self._local.sigma:.2g} %, misfit {100 * tau:.2g} %"
+
     def bootstrap(self, n: int = 4000, seed: int = 0) -> dict[str, np.ndarray]:
         """Parameters refitted to `n` resamples of the runs: {letter: (n,)}; rows that share a `run_id` go together."""
         self._check_fitted()
