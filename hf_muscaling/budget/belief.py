@@ -24,7 +24,7 @@ from scipy.stats import qmc
 from ..errors import ConfigurationError
 from ..laws import PowerLaw, ScalingLaw
 from ..laws.intervals import DRIFT_POWER, TAU_PRIOR, TAU_WIDTH
-from ..laws.posterior import CENTRE, FLOOR, RHO, SCALE
+from ..laws.posterior import CENTRE, NOISE, RHO, SCALE
 
 Points = Mapping[str, np.ndarray]
 """Variable → its value at each point: {"N": (k,)} of a law in N, {"N": (k,), "D": (k,)} of a law in both."""
@@ -244,10 +244,10 @@ class PowerBelief(Belief):
 def _tempered(sigma: np.ndarray, rho: np.ndarray, assumptions: Assumptions) -> np.ndarray:
     """Return the weight of draws of sigma and rho: the assumed density over that of `PowerLaw`'s own prior.
 
-    In log sigma that prior falls as 1/sigma above its floor; in log rho it is flat.
+    In log sigma that prior falls as 1/sigma above `NOISE`; in log rho it is flat.
     """
     logs = {"noise": np.log(sigma), "misfit": np.log(sigma) + 0.5 * np.log(rho)}
-    total = np.log(sigma) + 0.5 * (FLOOR / sigma) ** 2
+    total = np.log(sigma) + 0.5 * (NOISE / sigma) ** 2
     for name, value in logs.items():
         centre, spread = assumptions.log_normal(name)
         total = total - 0.5 * ((value - centre) / spread) ** 2

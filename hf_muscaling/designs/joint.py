@@ -23,15 +23,12 @@ floor. Exponents of designs on the same data at the same horizon are alike, thou
 Measured with many sizes they spread by 0.13 (nanoLM's three depths, b = -0.47 … -0.61) and 0.15 (four recipes of Porian
 et al. 2024 at 1.2e9 and 2.4e9 tokens). The laws' own draws are reweighted accordingly; `alike=inf` leaves them as they
 are, and so does a set of runs that determines its exponent. Each design's own interval stays what its law says.
-
-All draws are weighed by `falling` first: a law falls, a ≥ 0, and a draw of the other parameters which leaves the runs
-no such a (a floor c above every loss, met by a = 0) is no curve of theirs. Pooling would otherwise give weight to it.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -45,7 +42,6 @@ from .pairing import Pairing
 if TYPE_CHECKING:
     from hf_muscaling.laws import PowerLaw
     from hf_muscaling.laws.interval_data import IntervalData
-    from hf_muscaling.laws.posterior import Groups
 
 ALIKE = 0.2
 ALIKE_DEGREES = 4.0
@@ -56,18 +52,17 @@ POWER_OF_TWO = 13  #: 8192 joint draws: probabilities repeat to the last digit a
 @dataclass(frozen=True)
 class Predictive:
     """What a law says of one target, one entry a posterior draw: log loss of its curve, sd of a run, sd of misfit, the
-    logarithm of its exponent -b, and the draw's weight (equal by default).
+    logarithm of its exponent -b.
     """
 
     centre: np.ndarray
     noise: np.ndarray
     misfit: np.ndarray
     exponent: np.ndarray
-    weight: np.ndarray = field(default_factory=lambda: np.ones(1))
 
     @classmethod
-    def of(cls, data: IntervalData, law: PowerLaw, target: float, runs: Groups) -> Predictive:
-        """Return it for a target of so many parameters, of a law's `interval_data` and the runs it was fitted to."""
+    def of(cls, data: IntervalData, law: PowerLaw, target: float) -> Predictive:
+        """Return it for a target of so many parameters, of a law's `interval_data`."""
         ((_, (smallest, largest)),) = data.span.items()
         outside = max(np.log(target / largest), np.log(smallest / target), 0.0)
         square = data.tau**2 * outside ** (2 * data.power)
@@ -76,26 +71,7 @@ class Predictive:
         loss: Callable[..., Any] = law.loss
         curve = np.asarray(loss(target, **data.params), float)
         log = np.log(np.maximum(curve, 1e-300))
-        return cls(log, data.sigma, np.sqrt(square), np.log(-data.params["b"]), falling(data, runs))
-
-
-def falling(data: IntervalData, runs: Groups) -> np.ndarray:
-    """Each draw's weight: the probability of a ≥ 0 given its (b, c, sigma, rho) and the runs.
-
-    `laws.posterior` draws c given c ≥ 0 and then a given c and a ≥ 0. In the posterior of both at once, c has the
-    probability of a ≥ 0 as a factor besides: without it, c may lie above every loss where few runs leave a's sign
-    open, and the curve, flat with a = 0, far above all runs.
-    """
-    if data.rho is None:
-        return np.ones(len(data.sigma))
-    b, c = data.params["b"][:, None], data.params["c"]
-    distance = np.log(runs.x / runs.x.max())
-    power, one = np.exp(b * distance) / runs.loss, 1 / runs.loss
-    precision = 1 / (1 / runs.runs + data.rho[:, None] * distance**2)
-    square = (precision * power**2).sum(1)
-    middle = (precision * power * (1 - c[:, None] * one)).sum(1)
-    found: np.ndarray = ndtr(middle / (np.sqrt(square) * data.sigma))
-    return found
+        return cls(log, data.sigma, np.sqrt(square), np.log(-data.params["b"]))
 
 
 @dataclass(frozen=True)
@@ -169,9 +145,8 @@ class _Pool:
     @classmethod
     def of(cls, predictives: Sequence[Predictive], alike: float) -> _Pool:
         exponents = [own.exponent for own in predictives]
-        given = [np.broadcast_to(own.weight, own.exponent.shape) for own in predictives]
         if not np.isfinite(alike):
-            return cls(np.ones(1), [own[None] for own in given])
+            return cls(np.ones(1), [np.ones((1, len(own))) for own in exponents])
         beta = np.linspace(min(map(np.min, exponents)), max(map(np.max, exponents)), BETAS)
 
         def prior(log: np.ndarray) -> np.ndarray:
@@ -179,9 +154,9 @@ class _Pool:
             return density
 
         weights, log_probability = [], np.log(prior(beta))
-        for own, before in zip(exponents, given, strict=True):
+        for own in exponents:
             near = ((own - beta[:, None]) / alike) ** 2
-            weight = before * (1 + near / ALIKE_DEGREES) ** (-0.5 * (ALIKE_DEGREES + 1)) / prior(own)
+            weight = (1 + near / ALIKE_DEGREES) ** (-0.5 * (ALIKE_DEGREES + 1)) / prior(own)
             weights.append(weight)
             log_probability = log_probability + np.log(weight.mean(1))
         probability = np.exp(log_probability - log_probability.max())

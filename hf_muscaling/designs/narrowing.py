@@ -99,14 +99,13 @@ def expected_predictive(design: FittedDesign, added: np.ndarray) -> Predictive:
 
     law = design.law
     data = law.interval_data()
-    groups = _with_runs(design.groups, added, design)
-    posterior = Posterior(groups)
+    posterior = Posterior(_with_runs(design.groups, added, design))
     draws = posterior.draws(len(data.tau))
     scaled = {"a": draws["a"] * np.exp(-draws["b"] * np.log(posterior.scale)), "b": draws["b"], "c": draws["c"]}
     ((variable, (smallest, largest)),) = data.span.items()
     span = {variable: (min(smallest, float(added.min())), max(largest, float(added.max())))}
     later = replace(data, params=scaled, sigma=draws["sigma"], rho=draws["rho"], span=span)
-    found = Predictive.of(later, law, design.N, groups)
+    found = Predictive.of(later, law, design.N)
     return replace(found, centre=found.centre + np.log(design.scale))
 
 

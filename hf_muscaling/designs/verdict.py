@@ -43,7 +43,7 @@ class FittedDesign:
     @cached_property
     def predictive(self) -> Predictive:
         """The distribution of the target's log loss, in the unit of the comparison."""
-        found = Predictive.of(self.law.interval_data(), self.law, self.N, self.groups)
+        found = Predictive.of(self.law.interval_data(), self.law, self.N)
         return replace(found, centre=found.centre + np.log(self.scale))
 
     @cached_property

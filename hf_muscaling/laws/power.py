@@ -12,7 +12,7 @@ from .base import ScalingLaw, check_level
 from .fitting import OBJECTIVES
 from .interval_data import IntervalData
 from .intervals import DRIFT_POWER, drift_quantiles, mixture_interval, rolling_origin
-from .posterior import Groups, Posterior
+from .posterior import QUIET, Groups, Posterior
 from .power_fit import fit_power
 from .problem import objective_value
 from .selection import WINDOW
@@ -129,7 +129,7 @@ class PowerLaw(ScalingLaw):
                 f"more."
             )
         if self.objective == "bayes":
-            posterior = Posterior(Groups.of(x, y, w))
+            posterior = Posterior(Groups.of(x, y, w), noise=QUIET)
             a, b, c = posterior.curve()
             scale = posterior.scale
         else:
