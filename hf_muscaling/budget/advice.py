@@ -14,7 +14,7 @@ from ..laws import PowerLaw
 from ..laws.base import check_level
 from .belief import Assumptions, PowerBelief
 from .design import Design, Menu, ProxyOption
-from .expected import Columns, half_width, own_half_width
+from .expected import Columns, half_width
 from .plan import check_budget
 from .search import Question, best_design
 
@@ -28,10 +28,9 @@ class Advice:
     """What to do next. `action` is "add", or "stop" with the `reason`: "tight" (within the tolerance), "budget" (what
     is left buys nothing more) or "worth" (what it buys would hardly narrow the interval).
 
-    `now` is the half-width at the target with the finished runs (`expected.half_width`: a few runs that agree by
-    chance are not taken for a tight interval), None before a law can be fitted. `after` is what is expected once the
-    run `add` is there, `plan` the runs for the whole budget. `own` is the half-width of the law's interval as a report
-    gives it, never wider than `now`. All are shares (of the loss; costs of the target's FLOPs).
+    `now` is the half-width at the target with the finished runs, as a report gives it, None before a law can be
+    fitted. `after` is what is expected once the run `add` is there, `plan` the runs for the whole budget. All are
+    shares (of the loss; costs of the target's FLOPs).
     """
 
     action: str
@@ -42,7 +41,6 @@ class Advice:
     add: ProxyOption | None = None
     after: float | None = None
     plan: Design | None = None
-    own: float | None = None
 
     @property
     def stop(self) -> bool:
@@ -53,16 +51,13 @@ class Advice:
         """Return plain JSON types."""
         return {
             "action": self.action, "reason": self.reason, "half_width": self.now,
-            "law_half_width": self.own, "spent": self.spent,
-            "budget": self.budget, "width": self.add.width if self.add else None,
+            "spent": self.spent, "budget": self.budget, "width": self.add.width if self.add else None,
             "steps": self.add.steps if self.add else None, "expected_half_width": self.after,
             "plan": self.plan.to_dict() if self.plan else None,
         }  # fmt: skip
 
     def __str__(self) -> str:
         now = "not known yet" if self.now is None else f"{100 * self.now:.2f} %"
-        if self.now is not None and self.own is not None and self.own < 0.98 * self.now:
-            now += f" (the law's own {100 * self.own:.2f} %)"
         spent = f"{100 * self.spent:.2f} % of the target spent"
         if self.add is not None:
             after = "" if self.after is None else f" → {100 * self.after:.2f} %"
@@ -119,27 +114,27 @@ def advise(
         raise ConfigurationError(f"No option is smaller than the target's N = {target:.4g}.")
     # What is finished has been paid for: by the overhead (a trial of the grid), or run by run.
     spent = overhead + sum(o.cost * max(n - f, 0) for o, n, f in zip(usable, counted, free, strict=True))
-    now, law_now, belief = _current(finished, own, float(target), level, draws, assumptions, usable[0].N)
+    now, belief = _current(finished, own, float(target), level, draws, assumptions, usable[0].N)
     if tolerance is not None and now is not None and now <= tolerance:
-        return Advice("stop", "tight", now, spent, budget, own=law_now)
+        return Advice("stop", "tight", now, spent, budget)
     menu = Menu(tuple(usable), spent, max_seeds)
-    question = Question(belief, menu, {"N": float(target)}, type(own)(**own.settings()), finished, level, assumptions)
+    question = Question(belief, menu, {"N": float(target)}, type(own)(**own.settings()), finished, level)
     plan = best_design(question, budget)
     extra = [] if plan is None else [o for o, n in plan.runs if n > o.finished]
     if plan is None or not extra:
-        return Advice("stop", "budget", now, spent, budget, plan=plan, own=law_now)
+        return Advice("stop", "budget", now, spent, budget, plan=plan)
     if now is None:
         first = min(extra, key=lambda o: (o.finished > 0, o.cost))  # new sizes first: a law needs three
         return Advice("add", "plan", None, spent, budget, first, None, plan)
     if plan.half_width > (1 - WORTH) * now:
-        return Advice("stop", "worth", now, spent, budget, plan=plan, own=law_now)
+        return Advice("stop", "worth", now, spent, budget, plan=plan)
     after = {o.label: question.interval(_one_more(menu, o)).half_width for o in extra}
     enough = [o for o in extra if tolerance is not None and after[o.label] <= tolerance]
     if enough:
         chosen = min(enough, key=lambda o: o.cost)
     else:
         chosen = max(extra, key=lambda o: np.log(now / after[o.label]) / o.cost)
-    return Advice("add", "plan", now, spent, budget, chosen, after[chosen.label], plan, law_now)
+    return Advice("add", "plan", now, spent, budget, chosen, after[chosen.label], plan)
 
 
 def _one_more(menu: Menu, option: ProxyOption) -> np.ndarray:
@@ -166,21 +161,19 @@ def _current(
     draws: int,
     assumptions: Assumptions | None,
     smallest: float,
-) -> tuple[float | None, float | None, PowerBelief]:
-    """Return the half-width at the target now, the law's own, and what is believed: the law, or the assumptions."""
+) -> tuple[float | None, PowerBelief]:
+    """Return the half-width at the target now, and what is believed: the law, or the assumptions."""
     if len(np.unique(finished["N"])) >= 3:
         own = type(law)(**law.settings())
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # which parameters stay open, how far the target lies: the interval says it
             try:
                 own.fit({law.columns["N"]: finished["N"], "loss": finished["loss"]})
-                half = half_width(own, {"N": target}, level, assumptions)
-                at = own_half_width(own, {"N": target}, level)
-                return half, at, PowerBelief.measured(own, assumptions, draws)
+                return half_width(own, {"N": target}, level), PowerBelief.measured(own, assumptions, draws)
             except FitError:
                 pass  # the loss does not fall yet: more runs may show that it does, so that the assumptions stand
     belief = PowerBelief.assumed(smallest, assumptions, draws)
     if len(finished["N"]):  # losses in the units of the finished runs
         level_of = np.mean(finished["loss"] / belief.loss({"N": finished["N"]}).mean(0))
         belief = replace(belief, a=belief.a * level_of, c=belief.c * level_of)
-    return None, None, belief
+    return None, belief

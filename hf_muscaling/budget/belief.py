@@ -45,8 +45,7 @@ class Assumptions:
       fixed horizon lie between 0.07 and 1);
     * `floor`: c over the loss at the smallest size: 0.77 to 0.86 on nanoLM's tables.
 
-    `noise` and `misfit` also temper what few runs seem to say: three or four runs that lie on a curve by chance do not
-    show that seeds agree. Raises ConfigurationError for a range that is none.
+    `noise` and `misfit` also temper what few runs say of them. Raises ConfigurationError for a range that is none.
     """
 
     noise: tuple[float, float] = (1e-3, 4e-3)
@@ -159,24 +158,14 @@ class PowerBelief(Belief):
     def measured(cls, law: PowerLaw, assumptions: Assumptions | None = None, draws: int = DRAWS) -> PowerBelief:
         """Return the posterior of a fitted law, its noise and misfit tempered by what is assumed of them.
 
-        `PowerLaw` has next to no prior on the noise. Its draws are weighted with the assumed one, so that a few runs
-        that agree by chance do not pass for a family without noise; against many runs that weighs nothing.
+        The law's own prior of the noise is a wide one; its draws are weighted with the assumed one instead. Against
+        many runs that weighs nothing.
         """
-        data = law.interval_data()
-        assert data.rho is not None
-        return cls._drawn(law, _tempered(data.sigma, data.rho, assumptions or Assumptions()), draws)
-
-    @classmethod
-    def posterior(cls, law: PowerLaw, draws: int = DRAWS) -> PowerBelief:
-        """Return the posterior of a fitted law as it is, thinned to so many draws."""
-        return cls._drawn(law, np.ones(len(law.interval_data().sigma)), draws)
-
-    @classmethod
-    def _drawn(cls, law: PowerLaw, weight: np.ndarray, draws: int) -> PowerBelief:
         data, name = law.interval_data(), law.variable
         assert data.rho is not None
         smallest, largest = data.span[name]
         scale = float(np.sqrt(smallest * largest))
+        weight = _tempered(data.sigma, data.rho, assumptions or Assumptions())
         # Systematic resampling keeps the even spread of the draws.
         cumulative = np.cumsum(weight) / weight.sum()
         keep = np.searchsorted(cumulative, (0.5 + np.arange(draws)) / draws)
@@ -204,15 +193,6 @@ class PowerBelief(Belief):
             scale=float(smallest),
             variable=variable,
         )
-
-    def spread(self, target: float, largest: float) -> tuple[np.ndarray, np.ndarray]:
-        """Return the log loss (M,) at a target beyond runs up to `largest`, and the standard deviation (M,) of a run
-        about it: the rule of `PowerLaw`'s own interval.
-        """
-        log = np.log(np.maximum(self.loss({self.variable: np.array([target])})[:, 0], 1e-300))
-        away = np.log(target / largest)
-        variance = self.sigma**2 * (1 + self.rho * away**2) + self.tau**2 * max(away, 0.0) ** (2 * self.power)
-        return log, np.sqrt(variance)
 
     def loss(self, at: Points) -> np.ndarray:
         """Return the loss (M, k) of every draw at every point."""

@@ -150,7 +150,7 @@ def plan_horizons(
     belief = ChinchillaBelief.assumed(origin, assumptions)
     none = {"N": np.empty(0), "D": np.empty(0), "loss": np.empty(0)}
     where = {"N": float(target[0]), "D": float(target[1])}
-    question = Question(belief, menu, where, ChinchillaLaw(), none, level, assumptions, draws)
+    question = Question(belief, menu, where, ChinchillaLaw(), none, level, draws)
     chosen = best_design(question, budget)
     if chosen is None:
         raise ConfigurationError(

@@ -139,7 +139,7 @@ def plan_budget(
     own = law or (type(belief)(**belief.settings()) if isinstance(belief, PowerLaw) else PowerLaw())
     none = {"N": np.empty(0), "loss": np.empty(0)}
     finished = finished_runs(belief) if isinstance(belief, PowerLaw) and keep else none
-    question = Question(found, menu, {"N": float(target)}, own, finished, level, assumptions)
+    question = Question(found, menu, {"N": float(target)}, own, finished, level)
     least = float(menu.cost(question.least()))
     chosen = best_design(question, budget)
     if chosen is None:

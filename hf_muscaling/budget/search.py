@@ -16,7 +16,7 @@ import numpy as np
 
 from ..errors import ConfigurationError
 from ..laws import ScalingLaw
-from .belief import Assumptions, Belief
+from .belief import Belief
 from .design import Design, Menu, equal_spacing
 from .expected import Columns, ExpectedInterval, simulated_interval
 from .screening import Screen
@@ -37,7 +37,6 @@ class Question:
     law: ScalingLaw
     finished: Columns
     level: float
-    assumptions: Assumptions | None = None
     draws: int | None = None  #: of the simulated series, where they are fewer than the belief's
 
     @property
@@ -49,8 +48,7 @@ class Question:
         """Return the interval of the law itself with the runs that are there and those still to do."""
         new = counts - self.menu.finished
         return simulated_interval(
-            self.belief, self.menu.points, new, self.target, self.law, self.finished, self.level, self.assumptions,
-            self.draws,
+            self.belief, self.menu.points, new, self.target, self.law, self.finished, self.level, self.draws,
         )  # fmt: skip
 
     def fits(self, counts: np.ndarray) -> bool:

@@ -97,21 +97,13 @@ def test_it_is_refused_what_it_cannot_use():
 
 
 @pytest.mark.filterwarnings("ignore::UserWarning")
-def test_it_never_says_less_than_the_laws_own_interval():
-    # width 40 strays: the law's own interval is the wider one, and 256 of its draws gave a narrower one
+def test_it_says_the_laws_own_interval():
     runs = {"N": [90_784, 121_320, 231_744], "loss": [5.960439682006836, 5.881518363952637, 5.865558624267578]}
     law, target = PowerLaw(objective="least_squares").fit(runs), 537_264.0
     p = law.predict(N=target)
     own = (p.high - p.low) / (2 * p.loss)
-    assert 0.024 < own < 0.028
     few = [type(o)(w, N, 0.1) for o, w, N in zip(options(), (32, 40, 64, 96), (*runs["N"], 431_712), strict=False)]
     at = {"runs": runs, "options": few, "target": target, "budget": 1.0, "law": PowerLaw(objective="least_squares")}
     tight = advise(**at, tolerance=1.001 * own, draws=4)
-    assert tight.now == pytest.approx(own) == tight.own and "the law's own" not in str(tight)
+    assert tight.reason == "tight" and tight.now == pytest.approx(own)
     assert advise(**at, tolerance=0.999 * own, draws=4).reason != "tight"
-    # three runs exactly on a curve: what is counted is wider than the law's own, and both are said
-    curve = [{"N": n, "loss": 2 + 40 * n**-0.25} for n in (1e6, 2e6, 4e6)]
-    plan = [type(options()[0])(w, n, 0.1) for w, n in ((1, 1e6), (2, 2e6), (3, 4e6))]
-    chance = advise(curve, plan, 8e6, 1.0, tolerance=0.5, draws=4)
-    assert chance.own < 0.9 * chance.now and f"(the law's own {100 * chance.own:.2f} %)" in str(chance)
-    assert chance.to_dict()["law_half_width"] == chance.own
