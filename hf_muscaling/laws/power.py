@@ -38,15 +38,17 @@ class PowerLaw(ScalingLaw):
     The default is what extrapolates best from few sizes. Windows of 5 to 8 neighbouring sizes predicting every size 1.8
     to 60 times larger, 513 targets of 27 tables at fixed horizon (nanoLM; Porian et al. 2024 at equal tokens and their
     compute envelopes; one μP series of this project), mean over tables of the ARE: 1.12 % against 1.65 % for least
-    squares; the 90 % interval holds 87 % of the targets, median half-width 1.9 %. The priors were settled on these same
-    tables (neighbouring choices score alike), so expect a little less elsewhere.
+    squares. The priors were settled on these same tables (neighbouring choices score alike), so expect a little less
+    elsewhere. What the interval holds after 3 to 8 sizes, simulated and public, is measured by
+    `recipes/benchmarks/few_runs.py`; see the docs page `intervals`.
 
     `variable` is "N" (parameters), "D" (tokens) or "C" (FLOPs). Of whole curves, a law in N takes each run's last
     checkpoint, a law in D or C all but the first `window`. `count="non_embedding"` reads the column
     `N_non_embedding`, and then `predict(N=…)` means parameters without embeddings.
 
     The interval of `predict` is the same for every objective: posterior, noise of the target run, drift
-    (`laws.intervals`).
+    (`laws.intervals`). Its posterior expects noise (`laws.posterior.NOISE`); that of the point does not, so that exact
+    runs give their law exactly.
 
     Source: nanoLM (μScaling), L(N) = a·N^b + c with N including embeddings. Raises `ConfigurationError` for an
     unknown option, `FitError` for a table with fewer than three sizes or whose loss does not fall.
@@ -234,8 +236,8 @@ class PowerLaw(ScalingLaw):
         if self.n_runs_ <= EXACT:
             found.append(
                 "Three single runs fix three parameters and leave no residual to measure noise with: the interval "
-                "rests on its prior, and held 74 % of the targets in simulation where it says 90 %. Add a size or "
-                "seeds; five sizes or more held 88 to 94 %."
+                "rests on the prior of the noise, 0.15 to 2 % of the loss. It held in simulation where seeds differ by "
+                "0.1 to 1 %, but is wider than need be where they differ by less. Add a size or seeds."
             )
         steep, flat = self._posterior.ends(0.9)
         largest = float(self._posterior.groups.loss[-1])

@@ -5,7 +5,18 @@ import pytest
 
 from hf_muscaling.laws import PowerLaw
 from hf_muscaling.laws.intervals import drift_quantiles, mixture_interval, rolling_origin
-from hf_muscaling.laws.posterior import Groups, Posterior
+from hf_muscaling.laws.posterior import (
+    CENTRE,
+    DEGREES,
+    FLATTEST,
+    NOISE,
+    QUIET,
+    RHO,
+    SCALE,
+    STEEPEST,
+    Groups,
+    Posterior,
+)
 
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning")
 TRUTHS = [{"b": -0.34, "floor": 0.6}, {"b": -0.5, "floor": 0.85}, {"b": -0.25, "floor": 0.5}, {"b": -0.8, "floor": 0.9}]
@@ -87,6 +98,61 @@ def test_draws_agree_with_the_grid(make_runs):
     assert np.mean(draws["b"]) == pytest.approx(np.sum(posterior.weight * posterior.b), rel=0.02)
     assert np.all(draws["c"] >= 0) and np.all(draws["a"] > 0) and np.all(draws["b"] < 0)
     assert np.median(draws["sigma"]) == pytest.approx(0.003, rel=0.4)
+
+
+def by_force(groups, target, n=1_500_000):
+    """P(the curve at the target lies above every loss) and the median log sigma, by weighing draws of the prior."""
+    rng = np.random.default_rng(0)
+    b = -CENTRE * np.exp(SCALE * rng.standard_t(DEGREES, n))
+    b = b[(b > -STEEPEST) & (b < -FLATTEST)]
+    n = len(b)
+    sigma, rho = NOISE / np.abs(rng.normal(size=n)), rng.choice(RHO, n)
+    scale = np.exp(np.average(np.log(groups.x), weights=groups.runs))
+    low, high = rng.uniform(0, 1.3 * groups.loss.max(), (2, n))
+    log = -groups.n * np.log(sigma) - groups.within / 2 / sigma**2
+    for x, loss, runs in zip(groups.x, groups.loss, groups.runs, strict=True):
+        variance = 1 / runs + rho * np.log(groups.x.max() / x) ** 2
+        residual = (low * (x / scale) ** b + high) / loss - 1
+        log = log - 0.5 * residual**2 / sigma**2 / variance - 0.5 * np.log(variance)
+    weight = np.exp(log - log.max())
+    weight /= weight.sum()
+    above = low * (target / scale) ** b + high > groups.loss.max()
+    order = np.argsort(sigma)
+    return weight[above].sum(), np.log(sigma[order][np.searchsorted(np.cumsum(weight[order]), 0.5)])
+
+
+def test_draws_are_the_posterior_where_few_runs_hardly_fall():
+    """Three sizes, two seeds, noise nearly as large as the fall: against a brute-force posterior."""
+    x, rng = np.repeat([1e6, 2e6, 4e6], 2), np.random.default_rng(1)
+    groups = Groups.of(x, 3 * (x / 1e6) ** -0.01 * np.exp(0.02 * rng.normal(size=6)))
+    above, sigma = by_force(groups, 1.2e7)
+    posterior = Posterior(groups)
+
+    def share(draws):
+        curve = draws["a"] * np.exp(draws["b"] * np.log(1.2e7 / posterior.scale)) + draws["c"]
+        return np.mean(curve > groups.loss.max())
+
+    draws = posterior.draws(4096)
+    assert share(draws) == pytest.approx(above, abs=0.01)
+    assert np.median(np.log(draws["sigma"])) == pytest.approx(sigma, abs=0.05)
+    # the control: candidates that are not weighed
+    assert share(posterior._candidates(4096)[0]) > above + 0.05
+
+
+def test_three_single_runs(make_runs):
+    """100 series: nothing measures sigma, and the interval holds new runs all the same; with next to no prior of the
+    noise, the control, it does not.
+    """
+    rng, held = np.random.default_rng(7), {NOISE: [], QUIET: []}
+    for k in range(100):
+        runs, loss = make_runs(rng, **TRUTHS[k % 4], noise=0.003, sizes=3, seeds=1)
+        measured = loss(2.7e7) * np.exp(0.003 * rng.normal())
+        for prior, found in held.items():
+            law = PowerLaw().fit(runs)
+            law._posterior = Posterior(Groups.of(runs["N"], runs["loss"]), noise=prior)
+            p = law.predict(N=2.7e7)
+            found.append(p.low <= measured <= p.high)
+    assert np.mean(held[NOISE]) >= 0.88 > 0.8 > np.mean(held[QUIET])
 
 
 def test_noise_between_seeds_is_measured(make_runs):
