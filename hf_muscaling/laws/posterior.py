@@ -29,7 +29,7 @@ NOISE, NOISE_DEGREES = 2.5e-3, 1.0
 """Prior of sigma: one observed deviation of 0.25 %. Half of it lies above 0.37 %, 80 % between 0.15 and 2 %. Published
 seeds differ by 0.065 % (124M GPT-2) to 0.4 % (1e5 to 1e6 parameters, this project); the wide upper tail is for
 rates that transfer less well and sizes that stray. Three or four single runs lie near some curve by chance, so that
-without it they pass for noiseless: intervals then hold 52 to 85 % instead of 90 (`recipes/benchmarks/few_runs.py`)."""
+without it they pass for noiseless: 90 % intervals then hold 50 to 79 % (`recipes/benchmarks/few_runs.py`)."""
 QUIET = 1e-4
 """The same scale for a point estimate: exact runs give their law exactly."""
 RHO = np.array([0.1, 0.3, 1.0, 3.0, 10.0, 30.0])
@@ -94,7 +94,7 @@ class Posterior:
     """
 
     def __init__(self, groups: Groups, noise: float = NOISE):
-        self.groups, self._prior_squares = groups, NOISE_DEGREES * noise**2
+        self.groups, self.noise = groups, noise
         log = np.log(groups.x)
         self.scale = float(np.exp(np.average(log, weights=groups.runs)))
         self._z = log - np.log(self.scale)
@@ -119,7 +119,7 @@ class Posterior:
     def _log_density(self, b: np.ndarray) -> tuple[np.ndarray, _Solved]:
         """Log posterior per unit of log|b|, up to a constant."""
         s = self._solve(b)
-        total = s.squares + self.groups.within + self._prior_squares
+        total = s.squares + self.groups.within + NOISE_DEGREES * self.noise**2
         log = -0.5 * self.dof * np.log(total) - 0.5 * s.log_det - 0.5 * np.log(self._variance).sum(1)[:, None]
         unit = np.sqrt(total / self.dof)
         log = log + np.log(_student_cdf(s.c / (unit * np.sqrt(s.spread_cc)), self.dof) + 1e-300)
@@ -208,7 +208,7 @@ class Posterior:
         det = np.maximum(pp * qq - pq**2, 1e-14 * pp * qq)
         a, c = (py * qq - qy * pq) / det, (pp * qy - pq * py) / det
         squares = (w * (a[:, None] * p + c[:, None] * q - 1) ** 2).sum(1)
-        total = squares + self.groups.within + self._prior_squares
+        total = squares + self.groups.within + NOISE_DEGREES * self.noise**2
         sigma = np.sqrt(total / chdtri(self.dof, u[2]))
         spread_a, spread_c, spread_given_c = np.sqrt(qq / det), np.sqrt(pp / det), 1 / np.sqrt(pp)
         c_drawn = _truncated(c, sigma * spread_c, u[3])

@@ -167,11 +167,15 @@ class PowerLaw(ScalingLaw):
 
     @cached_property
     def _draws(self) -> dict[str, np.ndarray]:
-        """Posterior draws and, beside them, draws of the drift tau."""
+        """Posterior draws and, beside them, draws of the drift tau.
+
+        The drift is measured with next to no prior of the noise: what the larger sizes err by counts as drift, even
+        where noise might explain it. Few sizes cannot tell the two apart, and a drift is the worse one to miss.
+        """
         groups = self._posterior.groups
 
         def score(k: int) -> tuple[np.ndarray, np.ndarray]:
-            return _forecast(Posterior(groups.first(k)), groups.x[k:], groups.loss[k:])
+            return _forecast(Posterior(groups.first(k), QUIET), groups.x[k:], groups.loss[k:])
 
         draws = self._posterior.draws(DRAWS)
         turn = (0.5 + np.arange(DRAWS) * 0.6180339887498949) % 1
