@@ -61,10 +61,10 @@ class AnnealingProblem(CurvedProblem):
     def expansion(self, theta: np.ndarray) -> tuple[np.ndarray, np.ndarray, Callable[[np.ndarray], np.ndarray]]:
         """log L, its gradient and its weighted Hessians; see `CurvedProblem`."""
         l0, a, alpha, c = (theta[:, j, None] for j in range(4))
-        x, y = self.x.T
+        x, y = self.covariates
         power = np.exp(a - alpha * x)
         loss = l0 + power - c * y
-        floor = 1e-3 * self.loss.min()
+        floor = 1e-3 * self.loss.min(-1, keepdims=True)
         inside = loss > floor
         loss = np.where(inside, loss, floor)
         parts = np.stack([np.ones_like(power), power, -x * power, -y + 0 * power], 1)

@@ -27,12 +27,12 @@ SHORTEST = 1e-9  #: share of Newton's step below which a row has come as far as 
 NEAR = 0.1  #: the largest change that is believed unseen
 LEAST, MOST = np.array([-3.0, -0.95, -0.75]), np.array([3.0, 19.0, 3.0])  #: of a step: plain, of a scale, of a rate
 ROUNDING = 1e-26  #: a promised decrease that is not one: squared relative errors of 1e-13
-_PROFILE: dict[str, tuple[float | None, ...]] = {
+PROFILE: dict[str, tuple[float | None, ...]] = {
     "huber": (0.03, 0.005, DELTA),
     "least_squares": (None,),
     "lad": (0.03, 0.005, 1e-3),
 }
-_POLISH: dict[str, tuple[float | None, ...]] = {
+POLISH: dict[str, tuple[float | None, ...]] = {
     "huber": (DELTA,),
     "least_squares": (None,),
     "lad": (1e-3, 1e-4, 1e-5, 1e-6, 1e-7),
@@ -86,7 +86,8 @@ def newton(
     A row stops when the decrease that Newton's model still promises is below `tolerance` of its value (or `ROUNDING`,
     for a perfect fit); that last step, if small, is taken unseen.
     """
-    theta = np.minimum(np.maximum(theta, problem.low), problem.high)
+    low, high = problem.low, problem.high
+    theta = np.minimum(np.maximum(theta, low), high)
     m, p = theta.shape
     bend = problem.bend
     bent = bent and bool(bend.any())
@@ -95,7 +96,7 @@ def newton(
     live, t, length = None, theta, np.ones(m)
     for _ in range(steps):
         g, h = gradient, hessian
-        held = ((t <= problem.low) & (g > 0)) | ((t >= problem.high) & (g < 0))
+        held = ((t <= low) & (g > 0)) | ((t >= high) & (g < 0))
         if free is not None:
             held |= ~free
         if bent:
@@ -117,7 +118,7 @@ def newton(
             tried = np.where(bend == RATE, t * np.exp(-grown), t + grown)
         else:
             tried = t + step
-        tried = np.minimum(np.maximum(tried, problem.low), problem.high)
+        tried = np.minimum(np.maximum(tried, low), high)
         hoped = share * promised
         done = (promised <= tolerance * np.abs(value) + ROUNDING) | (length < SHORTEST)
         if done.any():
@@ -129,6 +130,7 @@ def newton(
             live = on if live is None else live[on]
             kept = (t, tried, value, gradient, hessian, length, hoped)
             t, tried, value, gradient, hessian, length, hoped = (array[on] for array in kept)
+            low, high = (ends[on] if ends.ndim == 2 else ends for ends in (low, high))
         found = problem.derivatives(tried, delta, live)
         better = found[0] < value
         if better.all():
@@ -154,7 +156,7 @@ def minimise(
     `lowering` approaches the objective through wider Huber widths, and ends from the best few of each; `polish` ends
     with a simplex search, for kinks.
     """
-    *wide, last = dict.fromkeys((*_PROFILE[objective], *_POLISH[objective]) if lowering else _POLISH[objective])
+    *wide, last = dict.fromkeys((*PROFILE[objective], *POLISH[objective]) if lowering else POLISH[objective])
     theta, ways = starts, []
     for delta in wide or (last,):
         ways.append(way(problem, theta, delta))
@@ -183,9 +185,9 @@ def minimise(
 def _hops(problem: Problem, theta: np.ndarray, objective: str) -> np.ndarray:
     """Where starts scattered around an end (p,) lead; the same for the same table."""
     found = theta + np.random.default_rng(0).normal(size=(HOPS, len(theta))) * HOP[problem.bend]
-    for delta in _PROFILE[objective]:
-        found = newton(problem, found, delta, steps=40, tolerance=1e-12, bent=False)
-    return newton(problem, found, _POLISH[objective][-1], steps=40, tolerance=1e-12)
+    for delta in PROFILE[objective]:
+        found = distinct(newton(problem, found, delta, steps=40, tolerance=1e-6, bent=False))
+    return newton(problem, found, POLISH[objective][-1], steps=40, tolerance=1e-12)
 
 
 def way(problem: Problem, theta: np.ndarray, delta: float | None, kept: int = 3) -> np.ndarray:
@@ -215,8 +217,8 @@ def resampled(problem: Problem, theta: np.ndarray, objective: str) -> np.ndarray
     out = np.empty((len(problem.weight), len(theta)))
     many = max(POOL // len(problem.loss), FEW)
     sizes = [FEW, *((16 * FEW,) if many > 16 * FEW else ()), many]
-    pool, wide = theta[None], _PROFILE[objective][1:]
-    *finer, last = _POLISH[objective]
+    pool, wide = theta[None], PROFILE[objective][1:]
+    *finer, last = POLISH[objective]
     for rows in (*(slice(size) for size in sizes), slice(many, None)):
         part = problem.part(rows)
         if not len(part.weight):

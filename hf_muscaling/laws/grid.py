@@ -19,7 +19,7 @@ from .selection import run_index
 from .table import _columns, run_labels
 from .together import batched
 
-AT_ONCE = 128  #: cells fitted together
+AT_ONCE = 512  #: cells fitted together
 _Task = tuple[ScalingLaw, Any, list[tuple[float, float, int]]]  #: a law, the target, and (window, seen, models)
 PERCENTAGES = tuple(round(0.1 * k, 1) for k in range(1, 11))
 
@@ -98,7 +98,7 @@ def extrapolation_grid(
     below the target.
     """
     laws = _by_name(laws)
-    if not laws or not windows or not seen:
+    if not laws or not len(windows) or not len(seen):
         raise ConfigurationError("Give at least one law, one window and one share of training.")
     raw = {name: np.asarray(values) for name, values in _columns(table).items()}
     if checkpoints is not None:
@@ -112,7 +112,8 @@ def extrapolation_grid(
     settings = [(window, share, count) for window in windows for count in models for share in seen]
     tasks: list[_Task] = []
     for law in laws.values():
-        size = AT_ONCE if batched(law) and target != "rolling" else 1
+        together = min(AT_ONCE, -(-len(settings) // max(processes, 1)))  # every process has a share
+        size = together if batched(law) and target != "rolling" else 1
         tasks += [(law, target, settings[i : i + size]) for i in range(0, len(settings), size)]
     start, found = time.perf_counter(), []
     for values in _evaluated(raw, tasks, processes):

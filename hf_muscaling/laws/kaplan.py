@@ -128,15 +128,19 @@ class KaplanLaw(BootstrapLaw):
 def positive_pair(p: np.ndarray, q: np.ndarray, w: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Weighted fits of `a·p + b·q = 1` with a, b > 0, one for each row of p (g, n): a, b and the squares left over."""
     q = np.broadcast_to(q, p.shape)
-    pp, pq, qq, p1, q1 = (p * p) @ w, (p * q) @ w, (q * q) @ w, p @ w, q @ w
+    a, b = positive_solution((p * p) @ w, (p * q) @ w, (q * q) @ w, p @ w, q @ w)
+    return a, b, ((a[:, None] * p + b[:, None] * q - 1) ** 2) @ w
+
+
+def positive_solution(pp: Any, pq: Any, qq: Any, p1: Any, q1: Any) -> tuple[np.ndarray, np.ndarray]:
+    """a, b > 0 of such fits from their weighted sums of p², p·q, q², p and q."""
     det = np.maximum(pp * qq - pq**2, 1e-14 * pp * qq)
     a, b = (p1 * qq - q1 * pq) / det, (pp * q1 - pq * p1) / det
     alone_p, alone_q = p1 / pp, q1 / qq
     only_p = (b <= 0) & (a > 0)
     a, b = np.where(only_p, alone_p, a), np.where(only_p, 1e-3 * alone_q, b)
     only_q = a <= 0
-    a, b = np.where(only_q, 1e-3 * alone_p, a), np.where(only_q, alone_q, b)
-    return a, b, ((a[:, None] * p + b[:, None] * q - 1) ** 2) @ w
+    return np.where(only_q, 1e-3 * alone_p, a), np.where(only_q, alone_q, b)
 
 
 class KaplanProblem(CurvedProblem):
@@ -145,7 +149,7 @@ class KaplanProblem(CurvedProblem):
     def expansion(self, theta: np.ndarray) -> tuple[np.ndarray, np.ndarray, Callable[[np.ndarray], np.ndarray]]:
         """log L, its gradient and its weighted Hessians; see `CurvedProblem`."""
         a, alpha_n, q, alpha = (theta[:, j, None] for j in range(4))
-        n, d = self.x.T
+        n, d = self.covariates
         size = (a - alpha_n * n) / alpha
         inner = np.logaddexp(size, q - d)
         share = np.exp(size - inner)

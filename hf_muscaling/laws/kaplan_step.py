@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, ClassVar
 
 import numpy as np
@@ -10,9 +10,9 @@ import numpy as np
 from ..errors import ConfigurationError, FitError
 from .answers import StepAnswers
 from .bootstrap import BootstrapLaw
-from .kaplan import positive_pair
+from .kaplan import positive_solution
 from .problem import CurvedProblem, Problem
-from .regression import Origin, Pin
+from .regression import Origin, Pin, RegressionLaw
 from .selection import WINDOW, Columns
 
 STEEPEST, FLATTEST = 4.0, 1e-3
@@ -20,8 +20,8 @@ GRID = np.exp(np.linspace(np.log(0.03), np.log(1.5), 10))
 CURVATURES = (1.0, 4.0, 10.0)  #: 1/alpha_B tried as starts
 FLOORS = (0.0, 0.4, 0.65, 0.85)  #: E over the smallest loss tried as starts
 NONE = -700.0  #: log E that means no irreducible loss
+STEP = slice(2, 6)  #: the coordinates of the step term
 LETTERS = ("N_c", "alpha_N", "S_c", "alpha_S", "B_star", "alpha_B", "E")
-HELD_OUT = 0.4
 
 
 class KaplanStepLaw(StepAnswers, BootstrapLaw):
@@ -135,35 +135,16 @@ class KaplanStepLaw(StepAnswers, BootstrapLaw):
         high = np.array([edge, STEEPEST, edge, STEEPEST, wide.max() - middle, 50.0, most])
         return StepProblem(x, np.zeros(7, int), loss, weight, low, high, origin=origin["L"])
 
-    def _estimate(self, columns: Columns) -> tuple[dict[str, float], float]:
-        if self.irreducible == "auto":
-            self._check_columns(columns)
-            self._with_floor = "E" in self.fixed or self._floor_predicts_better(columns)
-        return self._refit(columns)
-
-    def _refit(self, columns: Columns) -> tuple[dict[str, float], float]:
-        params, value = super()._refit(columns)
-        return params | {"E": params["E"] if params["E"] > 1e-12 else 0.0}, value
+    def _forms(self) -> Sequence[RegressionLaw]:
+        """Without E and with it, where that is left to the runs."""
+        if self.irreducible != "auto":
+            return (self,)
+        found = [True] if "E" in self.fixed else [False, True]
+        return [type(self)(self.objective, self.window, self.rows, self.prior, self.fixed, E) for E in found]
 
     def _set(self, columns: Columns, params: dict[str, float], value: float) -> None:
         super()._set(columns, params, value)
         self._with_floor = self.irreducible is True or params["E"] > 0
-
-    def _floor_predicts_better(self, columns: Columns) -> bool:
-        """Ordered hold-out: whether E lowers the error on the rows of largest compute, fitted to the others."""
-        order = np.argsort(-self._below(columns), kind="stable")
-        k = len(order) - int(HELD_OUT * len(order))
-        small, large = ({n: v[rows] for n, v in columns.items()} for rows in (order[:k], order[k:]))
-        errors = []
-        for with_floor in (False, True):
-            law = type(self)(self.objective, 0.0, "all", self.prior, self.fixed, with_floor)
-            try:
-                params, _ = law._refit(small)
-            except FitError:
-                return False
-            weight = law._row_weights(large)
-            errors.append(float(np.average(np.abs(law._residuals(large, params)), weights=weight)))
-        return errors[1] < errors[0] - 1e-6
 
     def _material(self, theta: np.ndarray) -> np.ndarray:
         return np.array([1.0, 0.5 * theta[1], 1.0, 0.5 * theta[3], 1.0, 0.5 * theta[5], 0.2])
@@ -172,28 +153,35 @@ class KaplanStepLaw(StepAnswers, BootstrapLaw):
         self._with_floor = getattr(other, "_with_floor", False)
 
     def _starts(self, problem: Problem, kept: int = 10) -> np.ndarray:
-        """Linear fits: given B_crit(L) at the measured losses and both exponents, L is linear in its two terms."""
+        """Linear fits: given B_crit(L) at the measured losses and both exponents, L is linear in its two terms.
+
+        Relative to L, with `p = N^-alpha_N` and `q = S_min^-alpha_S`, the fit is `a·p + b·q = L - E`; of its weighted
+        sums over the rows only those that are linear in p and q depend on E.
+        """
         take = np.arange(len(problem.loss))[:: max(len(problem.loss) // 300, 1)]
         n, s, b = problem.x[take].T
-        log, weight = np.log(problem.loss[take]), problem.weight[take]
-        i, j = np.repeat(np.arange(len(GRID)), len(GRID)), np.tile(np.arange(len(GRID)), len(GRID))
+        loss, log = problem.loss[take], np.log(problem.loss[take])
+        weight = problem.weight[take] / loss**2
+        curvatures = np.repeat(CURVATURES, 6)
+        middles = np.tile(np.linspace(b.min() - 3, b.max() + 3, 6), len(CURVATURES))
+        s_min = s - np.logaddexp(0, middles[:, None] - curvatures[:, None] * (log - log.mean()) - b)
+        p, q = np.exp(-GRID[:, None] * n), np.exp(-GRID[:, None] * s_min[:, None])  # (i, n) and (curve, j, n)
+        pp, qq, pq = ((p * p) @ weight)[:, None], ((q * q) @ weight)[:, None], (p * weight) @ q.transpose(0, 2, 1)
         found = []
         for share in FLOORS if self._with_floor else (0.0,):
             irreducible = share * problem.loss.min()
-            rest = np.log(problem.loss[take] - irreducible)
-            for curvature in CURVATURES:
-                for middle in np.linspace(b.min() - 3, b.max() + 3, 6):
-                    s_min = s - np.logaddexp(0, middle - curvature * (log - log.mean()) - b)
-                    p, q = np.exp(-GRID[:, None] * n - rest), np.exp(-GRID[:, None] * s_min - rest)
-                    relative = np.exp(2 * (rest - log))
-                    first, second, cost = positive_pair(p[i], q[j], weight * relative)
-                    best = int(np.argmin(cost))
-                    floor = np.log(irreducible) if irreducible else problem.low[6]
-                    found.append(
-                        [np.log(first[best]), GRID[i[best]], np.log(second[best]), GRID[j[best]], middle, curvature,
-                         floor, cost[best]]
-                    )  # fmt: skip
-        rows = np.array(found)
+            rest = weight * (loss - irreducible)
+            p1, q1 = (p @ rest)[:, None], (q @ rest)[:, None]
+            first, second = positive_solution(pp, pq, qq, p1, q1)
+            cost = first**2 * pp + 2 * first * second * pq + second**2 * qq - 2 * first * p1 - 2 * second * q1
+            cost = (cost + rest @ (loss - irreducible)).reshape(len(middles), -1)
+            best = cost.argmin(1)
+            i, j = np.divmod(best, len(GRID))
+            curve = np.arange(len(middles))
+            floor = np.full(len(middles), np.log(irreducible) if irreducible else problem.low[6])
+            a, c = np.log(first[curve, i, j]), np.log(second[curve, i, j])
+            found.append(np.stack([a, GRID[i], c, GRID[j], middles, curvatures, floor, cost[curve, best]], 1))
+        rows = np.concatenate(found)
         return rows[np.argsort(rows[:, 7])[:kept], :7]
 
     def _named(self, theta: np.ndarray, origin: Origin) -> dict[str, np.ndarray]:
@@ -206,7 +194,7 @@ class KaplanStepLaw(StepAnswers, BootstrapLaw):
                 "alpha_S": alpha_s,
                 "B_star": np.exp(middle + curvature * origin["L"] + origin["B"]),
                 "alpha_B": 1 / curvature,
-                "E": np.exp(irreducible),
+                "E": np.where(irreducible > np.log(1e-12), np.exp(irreducible), 0.0),
             }
 
     def _internal(self, params: Mapping[str, Any], origin: Origin) -> np.ndarray:
@@ -243,17 +231,35 @@ def solve_log_loss(floor: Any, fall: Any, alpha: Any, middle: Any, curvature: An
     The right side falls and is convex in l, so Newton's method from the root without the softplus climbs to the one
     root without ever passing it.
     """
-    log = np.logaddexp(floor, fall)
+    log = log_sum(floor, fall)
     for _ in range(60):
         turn = middle - curvature * log
-        soft = np.logaddexp(0, turn)
-        right = np.logaddexp(floor, fall + alpha * soft)
-        slope = curvature * alpha * np.exp(fall + alpha * soft - right + turn - soft)
-        step = (right - log) / (1 + slope)
+        soft = log_sum(0.0, turn)
+        inner = fall + alpha * soft
+        right = log_sum(floor, inner)
+        inner += turn
+        inner -= soft
+        inner -= right
+        slope = curvature * alpha * np.exp(inner)
+        slope += 1
+        step = right - log
+        step /= slope
         log = log + step
-        if np.all(np.abs(step) <= 1e-14 * (1 + np.abs(log))):
+        if np.all(np.abs(step) <= 1e-9 * (1 + np.abs(log))):  # the next step would be about the square of this one
             break
     return log
+
+
+def log_sum(x: Any, y: Any) -> Any:
+    """`np.logaddexp`, which takes one number at a time; of a large array in a third of its time."""
+    if np.size(y) < 1000:
+        return np.logaddexp(x, y)
+    gap = np.abs(x - y)
+    np.negative(gap, out=gap)
+    np.exp(gap, out=gap)
+    np.log1p(gap, out=gap)
+    gap += np.maximum(x, y)
+    return gap
 
 
 class StepProblem(CurvedProblem):
@@ -268,53 +274,48 @@ class StepProblem(CurvedProblem):
     def expansion(self, theta: np.ndarray) -> tuple[np.ndarray, np.ndarray, Callable[[np.ndarray], np.ndarray]]:
         """log L, its gradient and its weighted Hessians; see `CurvedProblem`."""
         a, alpha_n, c, alpha, middle, curvature, irreducible = (theta[:, j, None] for j in range(7))
-        n, s, b = self.x.T
+        n, s, b = self.covariates
         size, fall = a - alpha_n * n, c - alpha * s
-        log = solve_log_loss(
-            np.logaddexp(size, irreducible), fall, alpha, middle - b + curvature * self.origin, curvature
-        )
+        log = solve_log_loss(log_sum(irreducible, size), fall, alpha, middle - b + curvature * self.origin, curvature)
         away = log - self.origin
         turn = middle - b - curvature * away
-        soft = np.logaddexp(0, turn)
+        soft = log_sum(0.0, turn)
         rate = np.exp(turn - soft)
         step_share, size_share, rest = np.exp(fall + alpha * soft - log), np.exp(size - log), np.exp(irreducible - log)
-        one, zero = np.ones_like(log), np.zeros_like(log)
-        step = np.stack(
-            [zero, zero, one, soft - s, alpha * rate, -alpha * rate * away, zero, -alpha * rate * curvature], 1
-        )
-        full = step_share[:, None] * step  # f
-        full[:, 0] += size_share
-        full[:, 1] -= size_share * n
-        full[:, 6] += rest
-        slack = 1 - full[:, 7]
-        gradient = full[:, :7] / slack[:, None]
+        lower = -alpha * rate * curvature  # d step term / d l; its derivatives in theta[2:6] are `step`
+        step = np.stack([np.ones_like(log), soft - s, alpha * rate, -alpha * rate * away], 1)
+        full, slack = np.empty((len(log), 7, log.shape[1])), 1 - step_share * lower  # f, 1 - h_l
+        full[:, 0], full[:, 1], full[:, 6] = size_share, -size_share * n, rest
+        np.multiply(step, step_share[:, None], out=full[:, STEP])
+        gradient = full / slack[:, None]
 
         def second(row: np.ndarray) -> np.ndarray:
             row = row / slack
             weight, sized = row * step_share, row * size_share
             bend = rate * (1 - rate)
-            own = {  # the step term's second derivatives
-                (3, 4): rate, (3, 5): -rate * away, (3, 7): -rate * curvature, (4, 4): alpha * bend,
-                (4, 5): -alpha * bend * away, (4, 7): -alpha * bend * curvature, (5, 5): alpha * bend * away**2,
-                (5, 7): alpha * (bend * curvature * away - rate), (7, 7): alpha * bend * curvature**2,
+            own = {  # the step term's second derivatives, in theta and in theta and l
+                (3, 4): rate, (3, 5): -rate * away, (4, 4): alpha * bend, (4, 5): -alpha * bend * away,
+                (5, 5): alpha * bend * away**2,
             }  # fmt: skip
-            two, f = step[:, :7], full[:, :7]
-            hessian = (two * weight[:, None]) @ two.transpose(0, 2, 1) - (f * row[:, None]) @ f.transpose(0, 2, 1)
+            with_l = {3: -rate * curvature, 4: -alpha * bend * curvature, 5: alpha * (bend * curvature * away - rate)}
+            hessian = -(full * row[:, None]) @ full.transpose(0, 2, 1)
+            hessian[:, STEP, STEP] += (step * weight[:, None]) @ step.transpose(0, 2, 1)
             slope = -(sized * n).sum(1)
             hessian[:, 0, 0] += sized.sum(1)
             hessian[:, 0, 1] += slope
             hessian[:, 1, 0] += slope
             hessian[:, 1, 1] += (sized * n * n).sum(1)
             hessian[:, 6, 6] += (row * rest).sum(1)
-            mixed = two * (step[:, 7] * weight)[:, None] - f * (full[:, 7] * row)[:, None]  # h_tl
-            ends = step[:, 7] ** 2 * weight - full[:, 7] ** 2 * row + weight * own[7, 7]  # h_ll
             for (i, j), piece in own.items():
-                if j < 7:
-                    total = (weight * piece).sum(1)
-                    hessian[:, i, j] += total
-                    hessian[:, j, i] += total * (i != j)
-                elif i < 7:
-                    mixed[:, i] += weight * piece
+                total = (weight * piece).sum(1)
+                hessian[:, i, j] += total
+                hessian[:, j, i] += total * (i != j)
+            pulled = step_share * lower * row
+            mixed = -full * pulled[:, None]  # h_tl
+            mixed[:, STEP] += step * (lower * weight)[:, None]
+            for i, piece in with_l.items():
+                mixed[:, i] += weight * piece
+            ends = lower**2 * weight - step_share * lower * pulled + weight * alpha * bend * curvature**2  # h_ll
             cross = mixed @ gradient.transpose(0, 2, 1)
             curved = (gradient * ends[:, None]) @ gradient.transpose(0, 2, 1)
             return hessian + cross + cross.transpose(0, 2, 1) + curved

@@ -6,7 +6,7 @@ from itertools import combinations
 
 import numpy as np
 
-from .fitting import _PROFILE, minimise, newton
+from .fitting import PROFILE, minimise, newton
 from .problem import Problem
 
 
@@ -65,7 +65,7 @@ def fit_power(
 
 def _profile(problem: Problem, theta: np.ndarray, objective: str) -> np.ndarray:
     """Minimise over (a, c) with b held at each row's own value."""
-    for delta in _PROFILE[objective]:
+    for delta in PROFILE[objective]:
         theta = newton(problem, theta, delta, free=np.array([True, False, True]), steps=25, tolerance=1e-8)
     return theta
 

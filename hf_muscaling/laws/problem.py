@@ -29,6 +29,8 @@ class Problem:
     """Regressions on the same rows: covariates `x` (n, p), the term `term[j]` that parameter j belongs to, losses (n,),
     weights (n,) or, one set for each regression, (m, n), and bounds of theta; likewise the prior's `centre` and
     `precision`, (p,) or (m, p).
+
+    Regressions on rows of their own are stacked by `laws.stacked`: `x` is (m, p, n) then, and all else (m, …).
     """
 
     x: np.ndarray
@@ -40,14 +42,33 @@ class Problem:
     centre: np.ndarray | None = None
     precision: np.ndarray | None = None
     count: float = 0.0  #: independent observations behind the rows; 0: as many as rows
-    origin: float = 0.0  #: log loss at which a law that contains the loss takes its coordinates
+    origin: Any = 0.0  #: log loss at which a law that contains the loss takes its coordinates
 
     _of_rows: ClassVar[tuple[str, ...]] = ("log_measured", "_blocks", "_reach", "bend")
+    _of_stack: ClassVar[tuple[str, ...]] = ()
 
     def varied(self, **changes: Any) -> Any:
         """The same rows under other weights, bounds or prior; what was worked out from the rows is kept."""
         other = replace(self, **changes)
         other.__dict__.update({name: getattr(self, name) for name in self._of_rows})
+        return other
+
+    @property
+    def stacked(self) -> bool:
+        """Whether each regression has rows of its own."""
+        return self.x.ndim == 3
+
+    @property
+    def covariates(self) -> np.ndarray:
+        """The covariates one by one: (p, n) or, stacked, (p, m, n)."""
+        return self.x.swapaxes(0, 1)
+
+    def take(self, rows: Any) -> Any:
+        """Some of stacked regressions, in any order and as often as asked."""
+        names = ("x", "loss", "weight", "low", "high", "centre", "precision", "origin")
+        other = replace(self, **{n: v[rows] for n in names if (v := getattr(self, n)) is not None})
+        other.__dict__.update({name: getattr(self, name) for name in self._of_stack})
+        other.__dict__["log_measured"] = self.log_measured[rows]
         return other
 
     @cached_property
@@ -115,16 +136,15 @@ class Problem:
         `rows` says which of the regressions the rows of theta belong to, where each has its own weights or centre.
         """
         m, p = theta.shape
-        at_once = max(BLOCK // len(self.loss), 1)
+        at_once = max(BLOCK // self.loss.shape[-1], 1)
         if m <= at_once:
-            weight = self.weight if rows is None or self.weight.ndim == 1 else self.weight[rows]
-            value, gradient, hessian = self._derivatives(theta, delta, weight)
+            value, gradient, hessian = self._some(theta, delta, rows)
         else:
             value, gradient, hessian = np.empty(m), np.empty((m, p)), np.empty((m, p, p))
             for begin in range(0, m, at_once):
                 part = slice(begin, begin + at_once)
-                weight = self.weight if self.weight.ndim == 1 else self.weight[part if rows is None else rows[part]]
-                value[part], gradient[part], hessian[part] = self._derivatives(theta[part], delta, weight)
+                found = self._some(theta[part], delta, part if rows is None else rows[part])
+                value[part], gradient[part], hessian[part] = found
         if self.precision is not None and self.centre is not None:
             away = theta - (self.centre if rows is None or self.centre.ndim == 1 else self.centre[rows])
             precision = self.precision if rows is None or self.precision.ndim == 1 else self.precision[rows]
@@ -134,8 +154,15 @@ class Problem:
             hessian = hessian + precision[..., None] * np.eye(p)
         return value, gradient, hessian
 
+    def _some(self, theta: np.ndarray, delta: float | None, rows: Any) -> Derivatives:
+        """The same without the penalty, for those of the regressions; None: for all."""
+        if rows is None or (self.weight.ndim == 1 and not self.stacked):
+            return self._derivatives(theta, delta, self.weight)
+        own = self.take(rows) if self.stacked else self
+        return own._derivatives(theta, delta, own.weight if self.stacked else self.weight[rows])
+
     def _derivatives(self, theta: np.ndarray, delta: float | None, weight: np.ndarray) -> Derivatives:
-        """The same without the penalty, for a sum of power laws.
+        """The same for a sum of power laws.
 
         With shares s_k of the terms and r1, r2 the objective's derivatives in log L per row, the Hessian's block (k, l)
         is `sum_n (r2 - r1) s_k s_l x_k x_lᵀ`, plus `sum_n r1 s_k x_k x_kᵀ` on the diagonal: products of rows (m, n)
@@ -233,7 +260,7 @@ class CurvedProblem(Problem, ABC):
     @property
     def bend(self) -> np.ndarray:
         """`PLAIN` for every parameter."""
-        return np.full(len(self.low), PLAIN)
+        return np.full(self.low.shape[-1], PLAIN)
 
     @property
     def single(self) -> Any:

@@ -17,7 +17,7 @@ How the weights, the widths of the priors and the window of curves were chosen: 
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import cached_property
 from typing import Any, ClassVar
@@ -32,6 +32,7 @@ from .problem import DELTA, Problem, objective_value
 from .selection import WINDOW, Columns, run_index
 
 ROUNDS = 30
+HELD_OUT = 0.4  #: share of the rows by which a law's form is chosen
 PER_RUN = 2.0  #: a curve tells its level and its slope; more of its rows err together
 
 Origin = dict[str, float]
@@ -167,7 +168,37 @@ class RegressionLaw(ScalingLaw):
         return np.clip(starts, problem.low, problem.high)
 
     def _estimate(self, columns: Columns) -> tuple[dict[str, float], float]:
-        return self._refit(columns)
+        forms = self._forms()
+        if len(forms) == 1:
+            return forms[0]._refit(columns)
+        self._check_columns(columns)
+        small, large = self._held_out(columns)
+        found: list[dict[str, float] | None] = []
+        for form in forms:
+            try:
+                found.append(form._refit(small)[0])
+            except FitError:
+                found.append(None)
+        return forms[self._chosen(large, found)]._refit(columns)
+
+    def _forms(self) -> Sequence[RegressionLaw]:
+        """The forms that the law may take, the simplest first: the one is fitted that predicts larger runs better."""
+        return (self,)
+
+    def _held_out(self, columns: Columns) -> tuple[Columns, Columns]:
+        """Ordered hold-out, to choose among forms: the rows of smallest compute, and the largest, `HELD_OUT` of all."""
+        order = np.argsort(-self._below(columns), kind="stable")
+        k = len(order) - int(HELD_OUT * len(order))
+        small, large = ({name: v[rows] for name, v in columns.items()} for rows in (order[:k], order[k:]))
+        return small, large
+
+    def _chosen(self, large: Columns, found: Sequence[dict[str, float] | None]) -> int:
+        """Which form errs least on held-out rows with the parameters found; the first if one could not be fitted."""
+        at, weight = [large[column] for column in self.columns.values()], self._row_weights(large)
+        off = [np.abs(np.log(self.loss(*at, **params) / large["loss"])) for params in found if params is not None]
+        errors = [np.average(row, weights=weight) for row in off]
+        best = int(np.argmin(errors)) if len(errors) == len(found) else 0
+        return best if best and errors[best] < errors[0] - 1e-6 else 0
 
     def _refit(self, columns: Columns) -> tuple[dict[str, float], float]:
         """Parameters and objective, the law's form held as it is."""

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from scipy.stats import chi2
 
-from .fitting import _POLISH, _PROFILE, newton
+from .fitting import POLISH, PROFILE, newton
 from .problem import objective_value
 from .regression import _negative_log_posterior, posterior_mode
 from .selection import run_index
@@ -113,7 +113,7 @@ def _deviance(law: BootstrapLaw, name: str) -> Callable[[float], float]:
             found = float(_negative_log_posterior(problem, theta, bare.value(theta, "huber"))[0])
             return found + (0.5 * ((value - prior[0]) / prior[1]) ** 2 if prior else 0.0)
         theta = starts
-        for delta in (*_PROFILE[law.objective], *_POLISH[law.objective]):
+        for delta in (*PROFILE[law.objective], *POLISH[law.objective]):
             theta = newton(problem, theta, delta)
         values = objective_value(law.objective, problem.log_loss(theta), problem.loss, problem.weight)
         return float(np.nanmin(values))
