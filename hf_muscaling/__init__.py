@@ -52,7 +52,8 @@ _HOME = {
     "designs.verdict": ("Verdict", "compare_series"),
     "counting": ("count_parameters", "training_flops"),
     "planning": ("Hardware", "Plan", "plan_experiment"),
-    "sweep": ("SweepOptions", "run_sweep"),
+    "study": ("SweepOptions",),
+    "sweep": ("run_sweep",),
     "configuration": ("ExperimentConfig",),
     "trainer": ("MuTrainer", "MuTrainingArguments"),
     "series": ("train_series",),
@@ -179,6 +180,7 @@ if TYPE_CHECKING:
     from hf_muscaling.readers import RunTable, ScoreTable, read_runs, read_scores
     from hf_muscaling.runs import Run, Series
     from hf_muscaling.series import train_series
-    from hf_muscaling.sweep import SweepOptions, run_sweep
+    from hf_muscaling.study import SweepOptions
+    from hf_muscaling.sweep import run_sweep
     from hf_muscaling.trainer import MuTrainer, MuTrainingArguments
     from hf_muscaling.trajectory import TrajectoryConfig, predict_trajectory

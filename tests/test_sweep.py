@@ -22,7 +22,8 @@ from tests.test_runs import make_run
 
 pytest.importorskip("optuna")
 
-from hf_muscaling.sweep import Study, SweepOptions, best_yaml, run_sweep, tpe_by_number
+from hf_muscaling.study import Study, SweepOptions, tpe_by_number
+from hf_muscaling.sweep import best_yaml, run_sweep
 
 GRID = {"learning_rates": [4e-3, 8e-3, 1e-3], "init_stds": [0.05]}  # few: a commit waits for the disk
 ROOT = Path(__file__).parent.parent
@@ -32,7 +33,8 @@ WORKER = """
 import os, sys, time
 from pathlib import Path
 from hf_muscaling.configuration import ExperimentConfig
-from hf_muscaling.sweep import Study, SweepOptions, best_yaml, run_sweep, tpe_by_number
+from hf_muscaling.study import Study, SweepOptions, tpe_by_number
+from hf_muscaling.sweep import best_yaml, run_sweep
 
 folder, name, seconds, hangs = Path(sys.argv[1]), sys.argv[2], float(sys.argv[3]), sys.argv[4] == "hang"
 def note(word, params):

@@ -30,7 +30,8 @@ def run(arguments: Sequence[str] | None, description: str | None = None) -> int:
     given, rest = parser.parse_known_args(take_config(list(_words(arguments))))
 
     from hf_muscaling.configuration import parse_experiment
-    from hf_muscaling.sweep import SweepOptions, run_sweep
+    from hf_muscaling.study import SweepOptions
+    from hf_muscaling.sweep import run_sweep
 
     experiment, _ = parse_experiment(rest)
     options = SweepOptions(
