@@ -19,7 +19,7 @@ alone, which ignore the noise of the target run.
 in `budget.py`; windows of 3 to 8 neighbouring sizes predict every size 1.8 to 60 times larger that saw three tokens a
 parameter.
 
-About five minutes of one core.
+About seven minutes of one core.
 """
 
 import argparse
