@@ -22,6 +22,7 @@ TITLES = {
     "designs": "Comparing designs",
     "counting": "Counting",
     "planning": "Planning",
+    "study": "Search",
     "sweep": "Search",
     "configuration": "Experiments",
     "trainer": "Training",
