@@ -149,7 +149,7 @@ def test_cells_without_a_fit_are_blank():
 def test_processes_share_the_work():
     laws = {"c": ChinchillaLaw("huber")}
     one, two = (extrapolation_grid(curves(0.3), laws, (0.3,), (0.5, 1.0), (4, 5), processes=k) for k in (1, 2))
-    np.testing.assert_array_equal(one.are, two.are)
+    np.testing.assert_allclose(one.are, two.are, rtol=1e-6)  # which parts are stacked together moves the last digits
 
 
 def test_numbers_of_models_by_default():
