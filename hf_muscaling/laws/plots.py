@@ -167,7 +167,7 @@ def _plain_ticks(axis: Any) -> None:
 def _few_ticks(axis: Any) -> None:
     """Labels at 1, 2, 5 only: the others overlap."""
     axis.set_major_locator(LogLocator(subs=(1, 2, 5)))
-    axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.0f}" if value < 1e5 else f"{value:.2g}"))
+    axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.0f}" if 1 <= value < 1e5 else f"{value:.2g}"))
     axis.set_minor_formatter(NullFormatter())
 
 
@@ -200,7 +200,8 @@ def plot_stages(found: StageWise) -> Figure:
     third.set_title(f"3: S_c {p['S_c']:.3g}, alpha_S {p['alpha_S']:.3g}")
     third.legend(frameon=False, fontsize=8)
     _plain_ticks(second.yaxis)
-    _few_ticks(second.xaxis)
+    for axis in (second.xaxis, third.xaxis, third.yaxis):
+        _few_ticks(axis)
     return figure
 
 
