@@ -4,10 +4,11 @@
     python recipes/benchmarks/budget.py tables FILE.csv … [--budgets 0.1 0.2 0.3] [--menus 2]
     python recipes/benchmarks/budget.py finals FILE.csv … [--budgets 0.05 0.1 0.2] [--repeats 30]
     python recipes/benchmarks/budget.py nanolm [--trials 8]
+    python recipes/benchmarks/budget.py expected [--trials 8]
     python recipes/benchmarks/budget.py stopping [--repeats 24]
 
 `pool`: FOLDER is the output of `recipes/run_series.py … --seeds 20 --verify`. Each of `--targets` in turn is the
-target, its loss the mean of its seeds; designs choose among the smaller widths with `LEAST_SEEDS` runs or more and draw
+target, its loss the mean of its seeds; designs choose among the smaller widths with `--least` runs or more and draw
 their seeds from these without replacement, again and again.
 
 `tables`: tidy tables (see `extrapolation.py`) of runs at a constant learning rate. At every horizon D (factors of two)
@@ -22,13 +23,15 @@ six runs equally spaced in log compute as far as the budget goes, and runs drawn
 `nanolm`: the tables of nanoLM (Yao et al., arXiv:2304.06875) with 32 and 64 layers, one run a width; cost by the
 paper's formula, Eq. 1 with `--trials` runs at base width. Its own design is all eight widths.
 
+`expected`: what plans for its 64 layers may expect with all widths on offer, and with shorter runs as well.
+
 `stopping`: series simulated from the default assumptions follow `advise` with a tolerance of 2 % to its "stop": how
 often the interval then holds the target, and what came beside what each advice had announced.
 
 The planner knows nothing but its default assumptions; the designs are fixed before any loss is looked at. Half-widths
 are those of 90 % intervals as plans count them (`hf_muscaling.budget.half_width`), in % of the loss. Under every pair
 of designs stands the mean difference of their |error| with its standard error, targets (runs of one family and size,
-at whatever horizon) taken as independent; of one pool, from a bootstrap of the seeds of the target.
+at whatever horizon) taken as independent; of one pool, from a bootstrap of all its seeds, the target's too.
 """
 
 import argparse
@@ -38,15 +41,15 @@ import json
 import os
 import warnings
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import cache
 from pathlib import Path
-from typing import NamedTuple
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import numpy as np
+from outcomes import Outcome, line, measured, paired
 
 from hf_muscaling import ChinchillaLaw, PowerLaw
 from hf_muscaling.budget import (
@@ -54,15 +57,15 @@ from hf_muscaling.budget import (
     ProxyOption,
     advise,
     equal_spacing,
-    half_width,
     plan_budget,
     plan_horizons,
 )
+from hf_muscaling.budget.experiment import Offer
 from hf_muscaling.errors import ConfigurationError, FitError
 
 Counts = np.ndarray
 MOST_SEEDS = 8
-LEAST_SEEDS = 4
+REPLICATES = 24  # bootstrap replicates of a pool
 DRAWS = 12  # simulated series a plan scores a design by; 32 is the default
 
 NANOLM_WIDTHS = (256, 384, 512, 640, 768, 896, 1024, 2048)
@@ -81,9 +84,7 @@ NANOLM = {  # layers, sequence; parameters (billions) and loss of each width; th
 def designs(
     options: Sequence[ProxyOption], target: float, budget: float, overhead: float, seeds: int
 ) -> dict[str, Counts]:
-    """Return name → counts: the planner's and equal spacing with four and five sizes, as far and with as many seeds as
-    the budget goes.
-    """
+    """Return name → counts: the planner's, and equal spacing with four and five sizes as far as the budget goes."""
     found = {}
     try:
         plan = plan_budget(options, target, budget, overhead=overhead, max_seeds=seeds, draws=DRAWS, curve=False)
@@ -92,66 +93,17 @@ def designs(
     except ConfigurationError:
         return {}
     for sizes in (4, 5):
-        one = equal_spacing(options, budget, sizes=sizes, overhead=overhead)
-        if one is None:
+        counts = equal_spacing(options, budget, sizes=sizes, overhead=overhead)
+        if counts is None:
             continue
-        for n in range(seeds, 0, -1):
-            counts = equal_spacing(options, budget, sizes=sizes, seeds=n, overhead=overhead)
-            if counts is not None and ((counts > 0) == (one > 0)).all():
-                found[f"equal spacing, {sizes}"] = counts
-                break
+        ladder = np.flatnonzero(counts)
+        for most in range(1, seeds + 1):  # what is left buys more seeds, evenly, of larger sizes first
+            for j in ladder[::-1]:
+                more = counts + (np.arange(len(options)) == j)
+                if counts[j] < most and spent(options, more, overhead) <= budget * (1 + 1e-9):
+                    counts = more
+        found[f"equal spacing, {sizes}"] = counts
     return found
-
-
-class Outcome(NamedTuple):
-    """What one design came to at one target; `unit` names the target's run, `half` is relative to the loss."""
-
-    unit: object
-    predicted: float
-    loss: float
-    half: float
-    inside: bool
-    cost: float
-
-    @property
-    def error(self) -> float:
-        """Return |predicted / loss - 1|."""
-        return abs(self.predicted / self.loss - 1)
-
-
-def measured(law: PowerLaw, rows: dict, target: float, loss: float, cost: float, unit: object = None) -> Outcome:
-    """Return the prediction at the target; the interval, the same for every objective, lies about that of "bayes"."""
-    predicted = float(law.fit(rows).predict(N=target).loss)
-    middle = predicted
-    if law.objective != "bayes":
-        law = PowerLaw(count=law.count).fit(rows)
-        middle = float(law.predict(N=target).loss)
-    half = half_width(law, {"N": target})
-    return Outcome(unit, predicted, loss, half, abs(middle - loss) <= half * middle, cost)
-
-
-def line(name: str, found: Sequence[Outcome], note: str = "") -> str:
-    """Return a row of the table: errors, half-width, coverage."""
-    error = np.array([o.error for o in found])
-    return (
-        f"  {name:26s} cost {100 * np.mean([o.cost for o in found]):6.2f} %  mean |error| {100 * error.mean():5.2f} %  "
-        f"median {100 * np.median(error):5.2f} %  half-width {100 * np.median([o.half for o in found]):5.2f} %  inside "
-        f"{100 * np.mean([o.inside for o in found]):3.0f} %  {note}"
-    )
-
-
-def paired(own: Sequence[Outcome], other: Sequence[Outcome]) -> str:
-    """Return the mean difference of |error|, with a standard error that takes units as independent."""
-    sums: dict[object, list[float]] = defaultdict(list)
-    for a, b in zip(own, other, strict=True):
-        sums[a.unit].append(a.error - b.error)
-    mean = np.mean([d for values in sums.values() for d in values])
-    off = np.array([sum(d - mean for d in values) for values in sums.values()])
-    se = np.sqrt((off**2).sum() * len(off) / max(len(off) - 1, 1)) / len(own)
-    wins = 100 * np.mean([a.error < b.error for a, b in zip(own, other, strict=True)])
-    return (
-        f"  difference {100 * mean:+.2f} ± {100 * se:.2f} % ({len(own)} pairs, {len(off)} targets, {wins:.0f} % wins)"
-    )
 
 
 def spent(options: Sequence[ProxyOption], counts: Counts, overhead: float) -> float:
@@ -159,7 +111,9 @@ def spent(options: Sequence[ProxyOption], counts: Counts, overhead: float) -> fl
     return overhead + sum(o.cost * max(int(n) - o.paid, 0) for o, n in zip(options, counts, strict=True))
 
 
-def pool(folder: Path, budgets: Sequence[float], repeats: int, widths: Sequence[int], objective: str) -> None:
+def pool(
+    folder: Path, budgets: Sequence[float], repeats: int, widths: Sequence[int], objective: str, least: int
+) -> None:
     """Print what designs of each budget measure when their seeds are drawn from a pool of finished runs."""
     from hf_muscaling.budget.experiment import offer
     from hf_muscaling.budget.finished import finished_proxies
@@ -175,34 +129,49 @@ def pool(folder: Path, budgets: Sequence[float], repeats: int, widths: Sequence[
     print("Pool:", ", ".join(f"width {w} × {len(v)}" for w, v in sorted(losses.items())))
     every: dict[str, list[float]] = defaultdict(list)
     for top in widths or (config.target_width,):
-        seeds, rng = np.array(losses[top]), np.random.default_rng(0)
-        chance = seeds[rng.integers(len(seeds), size=(400, len(seeds)))].mean(1)  # what else its mean might have been
-        menu = sorted(w for w, v in losses.items() if w < top and len(v) >= LEAST_SEEDS)
+        seeds = np.array(losses[top])
+        menu = sorted(w for w, v in losses.items() if w < top and len(v) >= least)
         offered = offer(replace(config, target_width=top), experiment_vocabulary(config), menu)
         options, most = offered.options, min(MOST_SEEDS, *(len(losses[w]) for w in menu))
         for budget in budgets:
-            print(f"target width {top}, loss {seeds.mean():.4f} ± {seeds.std(ddof=1) / len(seeds) ** 0.5:.4f}, budget "
+            print(f"target width {top}, loss {seeds.mean():.4f} ± {seeds.std(ddof=min(len(seeds) - 1, 1)) / len(seeds) ** 0.5:.4f}, budget "
                   f"{100 * budget:g} %, up to {most} seeds of {menu}; grid {100 * offered.overhead:.1f} %")  # fmt: skip
+            chosen = designs(options, offered.target, budget, offered.overhead, most)
             found: dict[str, list[Outcome]] = defaultdict(list)
-            for name, counts in designs(options, offered.target, budget, offered.overhead, most).items():
+            errors: dict[str, np.ndarray] = {}
+            for name, counts in chosen.items():
                 rng, cost = np.random.default_rng(0), spent(options, counts, offered.overhead)
                 for _ in range(repeats):
-                    drawn = [
-                        rng.choice(losses[o.width], n, replace=False) for o, n in zip(options, counts, strict=True)
-                    ]
-                    rows = {"N": np.repeat([o.N for o in options], counts), "loss": np.concatenate(drawn)}
-                    rows = as_read(offered.law, rows)
+                    rows = drawn(offered, counts, losses, rng)
                     found[name].append(measured(offered.law, rows, offered.target, float(seeds.mean()), cost, top))
                 print(line(name, found[name], shown(options, counts)), flush=True)
+                errors[name] = np.array([again(offered, counts, losses, seeds, k) for k in range(REPLICATES)])
             for name in list(found)[1:]:
-                at = [np.array([o.predicted for o in found[key]]) for key in ("planner", name)]
-                by = [np.mean(abs(at[0] / c - 1) - abs(at[1] / c - 1)) for c in chance]
                 mean = np.mean([a.error - b.error for a, b in zip(found["planner"], found[name], strict=True)])
-                print(f"  difference to {name}: {100 * mean:+.2f} ± {100 * np.std(by):.2f} % of the loss")
+                error = np.std(errors["planner"] - errors[name], ddof=1)
+                print(f"  difference to {name}: {100 * mean:+.2f} ± {100 * error:.2f} % of the loss")
                 every[name].append(float(mean))
     for name, differences in every.items():
         print(f"over {len(differences)} targets and budgets: difference to {name} {100 * np.mean(differences):+.2f} %, "
               f"smaller at {sum(d < 0 for d in differences)}, larger at {sum(d > 0 for d in differences)}")  # fmt: skip
+
+
+def drawn(offered: Offer, counts: Counts, losses: Mapping[int, Sequence[float]], rng: np.random.Generator) -> dict:
+    """Return the rows of a design whose seeds are drawn from the pool."""
+    taken = [rng.choice(losses[o.width], n, replace=False) for o, n in zip(offered.options, counts, strict=True)]
+    rows = {"N": np.repeat([o.N for o in offered.options], counts), "loss": np.concatenate(taken)}
+    return as_read(offered.law, rows)
+
+
+def again(
+    offered: Offer, counts: Counts, losses: Mapping[int, Sequence[float]], seeds: np.ndarray, replicate: int
+) -> float:
+    """Return the design's mean |error| in a bootstrap replicate of the pool and of the target's seeds."""
+    rng = np.random.default_rng((replicate, 1))
+    resampled = {w: rng.choice(losses[w], len(losses[w])) for w in sorted(losses)}
+    loss = rng.choice(seeds, len(seeds)).mean()
+    fits = (offered.law.fit(drawn(offered, counts, resampled, rng)).params_ for _ in range(DRAWS))
+    return float(np.mean([abs(PowerLaw.loss(offered.target, **params) / loss - 1) for params in fits]))
 
 
 def as_read(law: PowerLaw, rows: dict) -> dict:
@@ -351,6 +320,30 @@ def nanolm(trials: int, budgets: Sequence[float]) -> None:
                 print(words, objective, flush=True)
 
 
+def expected(trials: int, budgets: Sequence[float]) -> None:
+    """Print what plans with every width on offer may expect for nanoLM's 64 layers, of L(N) and of L(N, D)."""
+    from hf_muscaling.counting import step_flops
+
+    layers, sequence, *_ = NANOLM["GPT 64 layers, 10k steps"]
+    size = {w: 12.0 * layers * w**2 + 100256.0 * w for w in (*NANOLM_WIDTHS, 1280, 1536, 2560, 3072, 4096, 8192)}
+    cost = {w: step_flops(layers, w, sequence, 100256, 512) for w in size}
+    tokens, target = 1e4 * 512 * sequence, size.pop(8192)
+    whole = [
+        ProxyOption(w, n, cost[w] / cost[8192], D=tokens, steps=10000, paid=int(w == 256)) for w, n in size.items()
+    ]
+    shorter = [
+        replace(o, D=tokens * s, steps=int(1e4 * s), cost=o.cost * s, paid=0) for o in whole for s in (0.1, 0.25, 0.5)
+    ]
+    for budget in budgets:
+        overhead = trials * cost[256] / cost[8192]
+        print(f"budget {100 * budget:g} %, grid {100 * overhead:.2f} %")
+        for name, plan in (
+            ("L(N)", plan_budget([replace(o, D=None) for o in whole], target, budget, overhead=overhead, curve=False)),
+            ("L(N, D)", plan_horizons(whole + shorter, (target, tokens), budget, overhead=overhead, draws=4)),
+        ):
+            print(f"  {name}: {100 * plan.design.cost:.2f} %, {plan.design.interval}: {plan.design}", flush=True)
+
+
 def stopping(repeats: int) -> None:
     """Print how series fare that stop when the advice says so."""
     widths, top = (32, 48, 64, 96, 128, 192, 256), 512
@@ -386,26 +379,29 @@ def columns(rows: list[dict[str, float]]) -> dict:
 def main() -> None:
     """Run one part."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("part", choices=["pool", "tables", "finals", "nanolm", "stopping"])
+    parser.add_argument("part", choices=["pool", "tables", "finals", "nanolm", "expected", "stopping"])
     parser.add_argument("paths", nargs="*", type=Path)
     parser.add_argument("--budgets", type=float, nargs="+", help="shares of the target's FLOPs")
     parser.add_argument("--repeats", type=int, help="draws of the pool (100), targets of finals (30), series (24)")
     parser.add_argument("--tokens", type=float, default=2.0, help="least tokens a parameter of a target")
     parser.add_argument("--menus", type=int, default=2, help="random halves of the sizes offered beside all (tables)")
     parser.add_argument("--targets", type=int, nargs="+", default=(), help="target widths (pool)")
+    parser.add_argument("--least", type=int, default=4, help="runs of a width that is offered (pool)")
     parser.add_argument("--objective", default="bayes", help="of the law that predicts (pool)")
     parser.add_argument("--trials", type=int, default=8, help="grid trials of nanoLM")
     args = parser.parse_args()
     warnings.simplefilter("ignore")
-    if args.part not in ("nanolm", "stopping") and not args.paths:
+    if args.part not in ("nanolm", "expected", "stopping") and not args.paths:
         parser.error(f"{args.part} needs a path")
     if args.part == "pool":
         budgets, repeats = args.budgets or (0.4, 0.6, 0.8, 1.2), args.repeats or 100
-        pool(args.paths[0], budgets, repeats, args.targets, args.objective)
+        pool(args.paths[0], budgets, repeats, args.targets, args.objective, args.least)
     elif args.part == "tables":
         tables(args.paths, args.budgets or (0.1, 0.2, 0.3), args.tokens, args.menus)
     elif args.part == "finals":
         finals(args.paths, args.budgets or (0.05, 0.1, 0.2), args.repeats or 30)
+    elif args.part == "expected":
+        expected(args.trials, args.budgets or (0.05, 0.1))
     elif args.part == "stopping":
         stopping(args.repeats or 24)
     else:

@@ -71,6 +71,16 @@ def test_a_plan_keeps_its_budget_and_beats_equal_spacing():
     assert json.loads(plan.to_json())["design"]["half_width"] == plan.design.half_width
 
 
+@pytest.mark.slow
+def test_seeds_of_the_smallest_sizes_are_no_way_to_a_narrow_interval():
+    offered = options((32, 48, 64, 80, 96, 128, 160, 192, 256))
+    x, target = np.array([o.N for o in offered]), size(TARGET_WIDTH)
+    plan = plan_budget(offered, target, 0.35, overhead=0.03, draws=8, curve=False)
+    crowd = np.array([7, 0, 1, 1, 0, 0, 0, 0, 1])  # what a criterion that pays for degrees of freedom chose
+    assert abs(Menu(tuple(offered), 0.03).cost(crowd) - plan.design.cost) < 0.02
+    assert plan.design.half_width < 0.9 * expected_interval(None, x, crowd, target, draws=8).half_width
+
+
 def test_the_search_finds_what_trying_everything_finds():
     few = options([32, 64, 128, 192])
     x, budget = np.array([o.N for o in few]), 0.25
