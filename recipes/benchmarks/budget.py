@@ -5,7 +5,6 @@
     python recipes/benchmarks/budget.py finals FILE.csv … [--budgets 0.05 0.1 0.2] [--repeats 30]
     python recipes/benchmarks/budget.py nanolm [--trials 8]
     python recipes/benchmarks/budget.py expected [--trials 8]
-    python recipes/benchmarks/budget.py stopping [--repeats 24]
 
 `pool`: FOLDER is the output of `recipes/run_series.py … --seeds 20 --verify`. Each of `--targets` in turn is the
 target, its loss the mean of its seeds; designs choose among the smaller widths with `--least` runs or more and draw
@@ -24,9 +23,6 @@ six runs equally spaced in log compute as far as the budget goes, and runs drawn
 paper's formula, Eq. 1 with `--trials` runs at base width. Its own design is all eight widths.
 
 `expected`: what plans for its 64 layers may expect with all widths on offer, and with shorter runs as well.
-
-`stopping`: series simulated from the default assumptions follow `advise` with a tolerance of 2 % to its "stop": how
-often the interval then holds the target, and what came beside what each advice had announced.
 
 The planner knows nothing but its default assumptions; the designs are fixed before any loss is looked at. Half-widths
 are those of 90 % intervals as plans count them (`hf_muscaling.budget.half_width`), in % of the loss. Under every pair
@@ -53,9 +49,7 @@ from outcomes import Outcome, line, measured, paired
 
 from hf_muscaling import ChinchillaLaw, PowerLaw
 from hf_muscaling.budget import (
-    PowerBelief,
     ProxyOption,
-    advise,
     equal_spacing,
     plan_budget,
     plan_horizons,
@@ -134,8 +128,9 @@ def pool(
         offered = offer(replace(config, target_width=top), experiment_vocabulary(config), menu)
         options, most = offered.options, min(MOST_SEEDS, *(len(losses[w]) for w in menu))
         for budget in budgets:
-            print(f"target width {top}, loss {seeds.mean():.4f} ± {seeds.std(ddof=min(len(seeds) - 1, 1)) / len(seeds) ** 0.5:.4f}, budget "
-                  f"{100 * budget:g} %, up to {most} seeds of {menu}; grid {100 * offered.overhead:.1f} %")  # fmt: skip
+            error = seeds.std(ddof=min(len(seeds) - 1, 1)) / len(seeds) ** 0.5
+            print(f"target width {top}, loss {seeds.mean():.4f} ± {error:.4f}, budget {100 * budget:g} %, up to {most} "
+                  f"seeds of {menu}; grid {100 * offered.overhead:.1f} %")  # fmt: skip
             chosen = designs(options, offered.target, budget, offered.overhead, most)
             found: dict[str, list[Outcome]] = defaultdict(list)
             errors: dict[str, np.ndarray] = {}
@@ -344,45 +339,13 @@ def expected(trials: int, budgets: Sequence[float]) -> None:
             print(f"  {name}: {100 * plan.design.cost:.2f} %, {plan.design.interval}: {plan.design}", flush=True)
 
 
-def stopping(repeats: int) -> None:
-    """Print how series fare that stop when the advice says so."""
-    widths, top = (32, 48, 64, 96, 128, 192, 256), 512
-    sizes, target = np.array([24.0 * w**2 for w in widths]), 24.0 * top**2
-    options = [ProxyOption(w, n, (w / top) ** 2) for w, n in zip(widths, sizes, strict=True)]
-    belief, rng = PowerBelief.assumed(sizes[0], draws=repeats), np.random.default_rng(7)
-    curves, ends = belief.loss({"N": sizes}), belief.loss({"N": np.array([target])})[:, 0]
-    away, ratios, found = np.log(target / sizes[-1]), [], []
-    for m in range(repeats):
-        sigma, stray = belief.sigma[m], belief.sigma[m] * np.sqrt(belief.rho[m])
-        means = curves[m] * (1 + stray * np.log(sizes[-1] / sizes) * rng.normal(size=len(sizes)))
-        spread = np.sqrt(sigma**2 + (stray * away) ** 2 + (belief.tau[m] * away**2) ** 2)
-        loss, rows, announced = ends[m] * np.exp(spread * rng.normal()), [], None
-        advice = advise(rows, options, target, 0.6, tolerance=0.02, draws=8)
-        while advice.add is not None and len(rows) < 30:
-            j, announced = widths.index(advice.add.width), advice.after
-            rows.append({"N": sizes[j], "loss": means[j] * (1 + sigma * rng.normal())})
-            advice = advise(rows, options, target, 0.6, tolerance=0.02, draws=8)
-            if announced is not None and advice.now is not None:
-                ratios.append(advice.now / announced)
-        if advice.reason == "tight":
-            found.append(measured(PowerLaw(), as_read(PowerLaw(), columns(rows)), target, loss, advice.spent))
-    low, middle, high = np.quantile(ratios, (0.1, 0.5, 0.9))
-    print(line(f"tight: {len(found)} of {repeats}", found))
-    print(f"  what came over what was announced: median {middle:.2f}, 80 % between {low:.2f} and {high:.2f}")
-
-
-def columns(rows: list[dict[str, float]]) -> dict:
-    """Return rows as columns."""
-    return {name: np.array([row[name] for row in rows]) for name in ("N", "loss")}
-
-
 def main() -> None:
     """Run one part."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("part", choices=["pool", "tables", "finals", "nanolm", "expected", "stopping"])
+    parser.add_argument("part", choices=["pool", "tables", "finals", "nanolm", "expected"])
     parser.add_argument("paths", nargs="*", type=Path)
     parser.add_argument("--budgets", type=float, nargs="+", help="shares of the target's FLOPs")
-    parser.add_argument("--repeats", type=int, help="draws of the pool (100), targets of finals (30), series (24)")
+    parser.add_argument("--repeats", type=int, help="draws of the pool (100), targets of finals (30)")
     parser.add_argument("--tokens", type=float, default=2.0, help="least tokens a parameter of a target")
     parser.add_argument("--menus", type=int, default=2, help="random halves of the sizes offered beside all (tables)")
     parser.add_argument("--targets", type=int, nargs="+", default=(), help="target widths (pool)")
@@ -391,7 +354,7 @@ def main() -> None:
     parser.add_argument("--trials", type=int, default=8, help="grid trials of nanoLM")
     args = parser.parse_args()
     warnings.simplefilter("ignore")
-    if args.part not in ("nanolm", "expected", "stopping") and not args.paths:
+    if args.part not in ("nanolm", "expected") and not args.paths:
         parser.error(f"{args.part} needs a path")
     if args.part == "pool":
         budgets, repeats = args.budgets or (0.4, 0.6, 0.8, 1.2), args.repeats or 100
@@ -402,8 +365,6 @@ def main() -> None:
         finals(args.paths, args.budgets or (0.05, 0.1, 0.2), args.repeats or 30)
     elif args.part == "expected":
         expected(args.trials, args.budgets or (0.05, 0.1))
-    elif args.part == "stopping":
-        stopping(args.repeats or 24)
     else:
         nanolm(args.trials, args.budgets or (0.05, 0.08, 0.11, 0.15))
 
