@@ -7,9 +7,9 @@ At each draw of the belief, with g = d log L / d theta, a design of n_j runs at 
 and the log loss at the target the variance g_tᵀ I⁻¹ g_t + sigma² (1 + misfit_t) + tau² d^(2·power): what is not known
 of the curve, the noise of the target's own run and its distance from the law, the drift beyond the design. The noise
 counts as known: to charge designs for having to estimate it (Student's t with runs - 1 degrees of freedom) filled them
-with seeds of the smallest sizes, whose intervals by the law itself are a tenth wider. The geometric mean of the half-width
-over the draws is what a search minimises; the chosen designs are then scored by the interval of the law itself
-(`expected`), which does count what few runs say of the noise.
+with seeds of the smallest sizes, whose intervals by the law itself are a tenth wider. The geometric mean of the
+half-width over the draws is what a search minimises; the chosen designs are then scored by the interval of the law
+itself (`expected`), which does count what few runs say of the noise.
 
 Source: c-optimality, Elfving 1952; Fedorov 1972 for the exchange of points; Chaloner and Verdinelli 1995 for the mean
 over a prior.
