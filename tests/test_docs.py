@@ -113,6 +113,7 @@ def known_flags(command: str) -> frozenset[str]:
             ):
                 return frozenset()  # it takes none, and --help would run it
             patch.setattr(sys, "argv", [command, "--help"])
+            patch.syspath_prepend(str((ROOT / command).parent))  # as `python FILE` does
             runpy.run_path(str(ROOT / command), run_name="__main__")
         else:
             main([command, "--help"])
