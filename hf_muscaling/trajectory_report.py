@@ -29,6 +29,7 @@ def write_verification(result: "TrajectoryResult", folder: Path) -> None:
     from dataclasses import asdict
 
     from hf_muscaling.plotting import save_figure
+    from hf_muscaling.trajectory import LATE
 
     record = {"curves": [asdict(error) for error in result.errors]}
     record["heldout"] = [
@@ -36,7 +37,7 @@ def write_verification(result: "TrajectoryResult", folder: Path) -> None:
         for run in result.targets
     ]
     write_json(folder / "verification.json", record)
-    save_figure(result.forecast.plot(result.measured, result.law), folder / "overlay.png")
+    save_figure(result.forecast.plot(result.measured, result.law, LATE), folder / "overlay.png")
     write_text(folder / "verification.md", verification_text(result))
 
 

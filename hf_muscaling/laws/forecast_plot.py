@@ -16,10 +16,13 @@ if TYPE_CHECKING:
     from .forecasting import Forecast, Reach
 
 
-def plot_forecast(found: Forecast, measured: Sequence[dict[str, Any]] = (), fitted: Any = None) -> Figure:
+def plot_forecast(
+    found: Forecast, measured: Sequence[dict[str, Any]] = (), fitted: Any = None, scored: float | None = None
+) -> Figure:
     """Draw a panel for every batch size: loss over steps, the band, the levels asked for, `measured` curves as dots.
 
-    Rows of the `fitted` law at the nearest batch size are grey, the steps it saw there end where the shade begins.
+    Rows of the `fitted` law at the nearest batch size are grey, the steps it saw there end where the shade begins. A
+    dotted line marks the share `scored` of the steps, from which on a curve is compared.
     """
     count = len(found.curves)
     columns = min(count, 3)
@@ -59,10 +62,12 @@ def plot_forecast(found: Forecast, measured: Sequence[dict[str, Any]] = (), fitt
         axes.plot([], [], color="black", lw=2.2, alpha=0.6, label="steps to a loss, interval")
         if end < right:
             axes.axvspan(end, right, color="#f2b134", alpha=0.14, lw=0, label="beyond the fitted steps")
+        if scored is not None:
+            axes.axvline(scored * curve.S[-1], color="0.3", ls=":", lw=1.2, label=f"compared after {scored:.0%}")
         axes.set(xscale="log", yscale="log", xlabel="S, optimizer steps")
         axes.set_title(f"B = {curve.B:,.0f} tokens, {where} the fitted {low_b:,.0f} to {high_b:,.0f}", fontsize=10)
         axes.grid(alpha=0.25, which="both")
-        axes.legend(framealpha=0.8, edgecolor="none", fontsize=8, loc="upper right")
+        axes.legend(framealpha=0.8, edgecolor="none", fontsize=8, loc="lower left")
         _plain_ticks(axes.yaxis)
         axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
         axes.xaxis.set_major_formatter(FuncFormatter(lambda steps, _: f"{steps:,.0f}"))

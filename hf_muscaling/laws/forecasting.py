@@ -5,7 +5,8 @@ Where the intervals come from:
 
 * a curve: `KaplanStepLaw.predict`, the refits to resampled runs, the noise of one run and the law's misfit;
 * steps and tokens to a loss: that same band read along the other axis. A falling curve has reached the loss l by step s
-  exactly if L(s) ≤ l, so the quantiles of the first step are where those of the loss cross l;
+  exactly if L(s) ≤ l, so the quantiles of the first step are where those of the loss cross l. Where the band
+  opens away from the fitted steps, its lower end is taken no lower than it is later on: curves fall;
 * critical batch size and minimum loss, which no single run shows: the refits alone, as wide as the linearised fit
   expects them to scatter where they scatter less.
 """
@@ -104,14 +105,15 @@ class Forecast:
         """As JSON types; an end that nothing bounds is null."""
         return _plain(asdict(self))
 
-    def plot(self, measured: Sequence[dict[str, Any]] = (), fitted: Any = None) -> Any:
+    def plot(self, measured: Sequence[dict[str, Any]] = (), fitted: Any = None, scored: float | None = None) -> Any:
         """A matplotlib figure: every curve with its band, what lies beyond the fitted steps shaded.
 
-        `measured` holds curves to lay over: {"B", "S", "loss"}; `fitted` the law, whose rows are drawn in grey.
+        `measured` holds curves to lay over: {"B", "S", "loss"}; `fitted` the law, whose rows are drawn in grey;
+        `scored` the share of a curve's steps after which it is compared, marked by a line.
         """
         from .forecast_plot import plot_forecast
 
-        return plot_forecast(self, measured, fitted)
+        return plot_forecast(self, measured, fitted, scored)
 
     def __str__(self) -> str:
         lines = [
@@ -216,11 +218,16 @@ def _reaches(law: KaplanStepLaw, size: float, batch: float, losses: Sequence[flo
         band = law.predict(N=size, S=searched, B=batch, level=level)
     found = []
     for loss, step in zip(losses, steps, strict=True):
-        low, high = (_crossing(searched, np.asarray(v), loss) for v in (band.low, band.high))
+        low, high = (_crossing(searched, v, loss) for v in _falling(band.low, band.high))
         estimate = Estimate(step, min(low, step), max(high, step))
         critical = _of_parameters(law, lambda p, loss=loss: p["B_star"] / loss ** (1 / p["alpha_B"]), level)  # type: ignore[misc]
         found.append(Reach(loss, batch, estimate, estimate.scaled(batch), critical))
     return found
+
+
+def _falling(low: Any, high: Any) -> tuple[np.ndarray, np.ndarray]:
+    """What a band says of curves that fall: no lower than any later low end, no higher than any earlier high end."""
+    return np.maximum.accumulate(np.asarray(low)[::-1])[::-1], np.minimum.accumulate(np.asarray(high))
 
 
 def _crossing(steps: np.ndarray, losses: np.ndarray, loss: float) -> float:

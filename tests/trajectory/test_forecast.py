@@ -48,6 +48,19 @@ def test_steps_are_where_the_band_crosses_the_loss(law, found):
     assert low == pytest.approx(reach.loss, rel=1e-3) and high == pytest.approx(reach.loss, rel=1e-3)
 
 
+def test_a_band_that_opens_early_does_not_let_a_loss_be_reached_at_once():
+    """Away from the fitted steps the band widens until its lower end lies below the loss; curves fall all the same."""
+    from hf_muscaling.laws.forecasting import _crossing, _falling
+
+    steps = np.geomspace(1, 1e4, 81)
+    middle = 2 + 8 / steps**0.3
+    width = 1.01 + 2 * np.maximum(np.log(30 / steps), 0)
+    low, high = _falling(middle / width, middle * width)
+    assert _crossing(steps, middle / width, 3.2) == 1.0  # as it stands, the band says "at once"
+    wanted = [(8 / (3.2 * f - 2)) ** (1 / 0.3) for f in (1.01, 1 / 1.01)]
+    assert [_crossing(steps, v, 3.2) for v in (low, high)] == pytest.approx(wanted, rel=0.02)
+
+
 @pytest.mark.slow
 def test_intervals_hold_what_happens_as_often_as_they_say():
     """Over made-up series, and a new run of the large model in each: 90 % intervals hold 80 to 100 %."""
