@@ -22,7 +22,7 @@ class Neighbourhood:
 
     * the scatter of log L that it expects, `sqrt(gᵀ V g)`: draws that scatter less about the `fitted` parameters' log
       loss are widened to it, at most `widest` times;
-    * the variance of the law's `misfit`.
+    * the variance of the law's `misfit`, of draw m with the length at place `length[m]` of `misfit.LENGTHS`.
 
     `theta` (p,) are the fitted coordinates, which refer to `origin` (as the law's `_problem` says), `covariance` (p, p)
     theirs.
@@ -35,6 +35,7 @@ class Neighbourhood:
     widest: float
     slopes: Callable[..., np.ndarray]
     misfit: Misfit
+    length: np.ndarray
 
     def widened(self, loss: Callable[..., Any], at: tuple[float, ...], centre: np.ndarray) -> np.ndarray:
         """The log losses of the draws at one point, moved away from the fitted law's where they scatter too little."""
@@ -45,21 +46,22 @@ class Neighbourhood:
         expected = np.sqrt(max(float(slopes @ self.covariance @ slopes), 0.0))
         return own + np.clip(expected / scatter, 1.0, self.widest) * (centre - own)
 
-    def miss(self, at: tuple[float, ...]) -> float:
-        """The variance of the law's miss at one point, in tau²."""
-        return float(self.misfit.spread(np.log(at)[:, None], self.slopes(*at))[0])
+    def miss(self, at: tuple[float, ...]) -> np.ndarray:
+        """The variance (M,) of the law's miss at one point, in tau²."""
+        found: np.ndarray = self.misfit.spread(np.log(at)[:, None], self.slopes(*at))[self.length, 0]
+        return found
 
 
 @dataclass(frozen=True)
 class IntervalData:
     """A mixture of normal distributions of the log loss, one for each draw m of M:
 
-        N(log L(x; params_m), sigma_m²·(1 + rho_m·ln(x_max/x)²) + tau_m²·away(x))
+        N(log L(x; params_m), sigma_m²·(1 + rho_m·ln(x_max/x)²) + tau_m²·away_m(x))
 
     `params` are arrays (M,) by letter, `sigma`, `rho` and `tau` arrays (M,). `span` is the smallest and the largest
-    fitted value of each variable. A law in one variable has a `rho` and strays from its runs by a drift, away(x) = d⁴
+    fitted value of each variable. A law in one variable has a `rho` and strays from its runs by a drift, away_m(x) = d⁴
     with d the log distance of x outside `span`. A law in several has a `neighbourhood` instead, which moves the centres
-    apart and gives away(x), see `Neighbourhood`.
+    apart and gives away_m(x), see `Neighbourhood`.
 
     >>> from hf_muscaling import PowerLaw
     >>> runs = {"N": [1e6, 2e6, 4e6, 8e6], "loss": [2 + 40 * n**-0.25 for n in (1e6, 2e6, 4e6, 8e6)]}
@@ -84,6 +86,7 @@ class IntervalData:
         """
         point = tuple(at[n] for n in self.span)
         centre = np.log(np.maximum(np.asarray(loss(*point, **self.params), float), 1e-300))
+        away: Any
         if self.neighbourhood is not None:
             away = self.neighbourhood.miss(point)
             centre = self.neighbourhood.widened(loss, point, centre)

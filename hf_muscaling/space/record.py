@@ -109,7 +109,7 @@ def _count(source: Source) -> str | None:
 
 
 def _neighbourhood(found: "Neighbourhood") -> dict[str, Any]:
-    from hf_muscaling.laws.misfit import LENGTH
+    from hf_muscaling.laws.misfit import LENGTHS
 
     misfit = found.misfit
     return {
@@ -120,7 +120,8 @@ def _neighbourhood(found: "Neighbourhood") -> dict[str, Any]:
         "points": misfit.points.tolist(),
         "influence": misfit.influence.tolist(),
         "gram": misfit.gram.tolist(),
-        "length": LENGTH,
+        "lengths": list(LENGTHS),
+        "length": found.length.tolist(),
     }
 
 

@@ -136,25 +136,26 @@ const Laws = (() => {
     for (let m = 0; m < centre.length; m++) centre[m] = own + factor * (centre[m] - own);
   };
 
-  // The variance of the law's miss in tau², 1 - 2·bᵀk(X, x) + bᵀKb, as laws.misfit
-  const miss = (law, x, slopes) => {
-    const { points, influence, gram, length } = law.interval.neighbourhood;
+  // The variances of the law's miss in tau², 1 - 2·bᵀk(X, x) + bᵀKb for each length, as laws.misfit
+  const misses = (law, x, slopes) => {
+    const { points, influence, gram, lengths } = law.interval.neighbourhood;
     const at = law.variables.map((name) => Math.log(x[name]));
-    let followed = 0;
+    const followed = lengths.map(() => 0);
     for (let m = 0; m < points[0].length; m++) {
       let square = 0, moved = 0;
       at.forEach((value, v) => (square += (points[v][m] - value) ** 2));
       slopes.forEach((g, i) => (moved += g * influence[i][m]));
-      followed += moved * Math.exp(-0.5 * square / length ** 2);
+      lengths.forEach((length, l) => (followed[l] += moved * Math.exp(-0.5 * square / length ** 2)));
     }
-    return Math.max(1 - 2 * followed + quadratic(slopes, gram), 0);
+    return followed.map((value, l) => Math.max(1 - 2 * value + quadratic(slopes, gram[l]), 0));
   };
 
-  // N(log L(x; params_m), sigma_m²·(1 + rho_m·ln(x_max/x)²) + tau_m²·away(x)), as laws.interval_data
+  // N(log L(x; params_m), sigma_m²·(1 + rho_m·ln(x_max/x)²) + tau_m²·away_m(x)), as laws.interval_data
   const interval = (law, x, level) => {
     const data = law.interval, names = Object.keys(data.params), draws = data.sigma.length;
     const near = data.neighbourhood, slopes = near ? SLOPES[law.law](x, near.theta, near.origin) : null;
-    const away = near ? miss(law, x, slopes) : logOutside(x, data.span) ** (2 * data.power);
+    const missed = near ? misses(law, x, slopes) : null;
+    const drift = logOutside(x, data.span) ** (2 * data.power);
     const variable = law.variables[0];
     const inside = data.rho ? Math.log(data.span[variable][1] / x[variable]) ** 2 : 0;
     const centre = new Float64Array(draws), deviation = new Float64Array(draws), p = {};
@@ -162,7 +163,7 @@ const Laws = (() => {
       for (const name of names) p[name] = data.params[name][m];
       centre[m] = Math.log(Math.max(LOSS[law.law](x, p, variable), 1e-300));
       const own = data.sigma[m] ** 2 * (1 + (data.rho ? data.rho[m] * inside : 0));
-      deviation[m] = Math.sqrt(own + data.tau[m] ** 2 * away);
+      deviation[m] = Math.sqrt(own + data.tau[m] ** 2 * (near ? missed[near.length[m]] : drift));
     }
     if (near) widen(law, x, slopes, centre);
     const ends = [0.5 * (1 - level), 0.5 * (1 + level)];
