@@ -35,7 +35,7 @@ class ChinchillaLaw(BootstrapLaw):
     five truths: `recipes/benchmarks/extrapolation.py`. Its targets (the models above) had no part in that. There the
     error is 1.7, 1.0 and 6.7 % on three sets of finals (plain Huber 1.7, 1.1, 7.5; the last has two runs in which a
     larger model is 10 % worse than a smaller one), 1.2 % on six sets of curves. The 90 % interval holds 92 % on
-    synthetic laws, 90 % at the origins and 88 % of each of the three largest sizes (mean of nine sets).
+    synthetic laws, 90 % at the origins and 91 % of each of the three largest sizes (mean of nine sets).
 
     Source: Hoffmann et al. 2022, Approach 3; Besiroglu et al. 2024 for the replication. Raises `FitError` for a table
     with fewer than 5 rows, or fewer than 3 distinct N or D.

@@ -4,12 +4,12 @@ import numpy as np
 import pytest
 
 from hf_muscaling.laws import ChinchillaLaw, KaplanLaw
-from hf_muscaling.laws.misfit import MOST, PARTS, Misfit, _cells, kernel
+from hf_muscaling.laws.misfit import LENGTHS, MOST, PARTS, Misfit, _cells, kernel
 
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning")
 TRUTH = {"E": 1.8, "A": 480.0, "B": 2100.0, "alpha": 0.35, "beta": 0.37}
 N, D = (v.ravel() for v in np.meshgrid(np.geomspace(1e7, 1e9, 8), np.geomspace(1e9, 1e11, 7)))
-NOISE = 0.002
+NOISE, LENGTH = 0.002, LENGTHS[1]
 
 
 class Exact(ChinchillaLaw):
@@ -21,7 +21,7 @@ class Exact(ChinchillaLaw):
 def smooth(rng, n, d):
     """A draw of the process at points, standard deviation 1."""
     x = np.log(np.stack([n, d]))
-    return np.linalg.cholesky(kernel(x, x) + 1e-9 * np.eye(len(n))) @ rng.normal(size=len(n))
+    return np.linalg.cholesky(kernel(x, x, LENGTH) + 1e-9 * np.eye(len(n))) @ rng.normal(size=len(n))
 
 
 def table(rng, misfit=0.0, noise=NOISE, n=N, d=D):
@@ -90,7 +90,7 @@ def test_the_variance_of_the_miss_is_that_of_refits():
         runs = {"N": N, "D": D, "loss": (truth * np.exp(delta))[: len(N)]}
         refit = ChinchillaLaw("huber").fit(runs)
         missed.append((np.log(refit.loss(n, d, **refit.params_) / truth) - delta)[len(N) :])
-    expected = law._misfit.spread(np.log(np.stack([at["N"], at["D"]])), law._slopes_at(at))
+    expected = law._misfit.spread(np.log(np.stack([at["N"], at["D"]])), law._slopes_at(at))[1]
     np.testing.assert_allclose(np.var(missed, 0) / tau**2, expected, rtol=0.3)
     assert expected[0] < 0.1 < expected[1] < expected[2]
 
@@ -106,6 +106,34 @@ def test_it_widens_beyond_the_runs():
     assert 1 <= ratio[0] < ratio[1] and ratio[2] > 1.2
 
 
+def test_a_bend_of_the_whole_law_is_seen_at_long_lengths():
+    """Loss off by c·log(compute)² beside neighbours that differ by chance: ℓ is long there, and short here."""
+    rng, compute = np.random.default_rng(6), np.log(N * D / 1e18)
+
+    def long(error):
+        law = ChinchillaLaw().fit({"N": N, "D": D, "loss": ChinchillaLaw.loss(N, D, **TRUTH) * np.exp(error)})
+        return np.mean(law._draws["length"] >= 2), np.median(law._draws["tau"])
+
+    bent, bumpy = long(1e-3 * compute**2 + 1e-3 * rng.normal(size=len(N))), long(0.01 * smooth(rng, N, D))
+    assert bent[0] > 0.8 > 0.2 > bumpy[0]
+    assert min(bent[1], bumpy[1]) > 3e-3
+
+
+def test_seeds_of_one_design_share_an_error():
+    """Two seeds that agree say nothing of how designs differ: the interval is that of one seed, neither narrower (as
+    if the second were news) nor many times wider (as if its agreement showed a misfit).
+    """
+    rng, one, two = np.random.default_rng(7), [], []
+    for _ in range(6):
+        design = 0.004 * rng.normal(size=len(N))
+        loss = ChinchillaLaw.loss(N, D, **TRUTH) * np.exp(design + 5e-4 * rng.normal(size=(2, len(N))))
+        for widths, seeds in ((one, 1), (two, 2)):
+            runs = {"N": np.tile(N, seeds), "D": np.tile(D, seeds), "loss": loss[:seeds].ravel()}
+            p = ChinchillaLaw().fit(runs).predict(N=4e9, D=4e11)
+            widths.append((p.high - p.low) / p.loss)
+    assert 0.85 < np.median(two) / np.median(one) < 1.3
+
+
 def test_rows_of_a_curve_are_four_points_and_many_rows_few():
     n = np.repeat(np.geomspace(1e7, 1e9, 6), 100)
     d = np.tile(np.geomspace(1e9, 1e10, 100), 6)
@@ -113,6 +141,8 @@ def test_rows_of_a_curve_are_four_points_and_many_rows_few():
     cell = _cells(points, run)
     assert cell.max() + 1 == 6 * PARTS and (np.bincount(cell) == 25).all()
     assert len(set(cell[run == 2])) == PARTS and not set(cell[run == 2]) & set(cell[run == 3])
+    ends = np.repeat([0, 1, 2, 2], 5)  # the last two: seeds of one design
+    assert _cells(np.tile(np.arange(5.0), (2, 4)), ends).max() + 1 == 3 * PARTS
     many = np.log(np.random.default_rng(0).uniform(1e7, 1e9, (2, 20_000)))
     assert 50 < _cells(many, np.arange(20_000)).max() + 1 <= MOST
 
@@ -121,4 +151,6 @@ def test_too_few_runs_leave_the_prior():
     points = np.log(np.stack([N[:4], D[:4]]))
     slopes = np.random.default_rng(0).normal(size=(5, 4))
     bare = Misfit.of(points, slopes, slopes, 0.01 * np.ones(4), np.arange(4))
-    assert np.median(bare.tau(np.linspace(0.01, 0.99, 99))) == pytest.approx(1e-3, rel=0.5)
+    tau, length = bare.draws(np.linspace(0.01, 0.99, 99))
+    assert np.median(tau) == pytest.approx(1e-3, rel=0.5)
+    assert set(length) == set(range(len(LENGTHS)))
