@@ -13,7 +13,7 @@ from .bootstrap import BootstrapLaw
 from .fitting import SMALL
 from .problem import Problem
 from .regression import Origin, Pin
-from .selection import Columns
+from .selection import Columns, count_distinct
 
 STEEPEST, FLATTEST = 4.0, 1e-3
 GRID = np.exp(np.linspace(np.log(0.03), np.log(2.0), 18))
@@ -38,7 +38,8 @@ class ChinchillaLaw(BootstrapLaw):
     synthetic laws, 90 % at the origins and 91 % of each of the three largest sizes (mean of nine sets).
 
     Source: Hoffmann et al. 2022, Approach 3; Besiroglu et al. 2024 for the replication. Raises `FitError` for a table
-    with fewer than 5 rows, or fewer than 3 distinct N or D.
+    with fewer than 5 rows, or fewer than 3 distinct N or D. A table with one N needs two of E, A and alpha in `fixed` or
+    `prior`, one with one D two of E, B and beta.
 
     >>> n, d = np.meshgrid(np.geomspace(1e7, 1e9, 5), np.geomspace(1e9, 1e11, 5))
     >>> runs = {"N": n.ravel(), "D": d.ravel(), "loss": (1.8 + 480 / n**0.35 + 2100 / d**0.37).ravel()}
@@ -85,23 +86,39 @@ class ChinchillaLaw(BootstrapLaw):
     # -- inside --------------------------------------------------------------------------------------------------------
 
     def _check_columns(self, columns: Columns) -> None:
-        free = {"N": "alpha", "D": "beta"}
-        for name, exponent in free.items():
-            found = len(np.unique(columns[name]))
-            least = 3 if self.objective != "bayes" else 2
-            if exponent in self.fixed or exponent in self.prior:
-                least = 1
-            if found < least:
+        """One N (D) shows one number, E + A/N^alpha: two of its three letters must come from elsewhere, or nothing
+        tells how it splits and the law says nothing of another N.
+        """
+        borrowed, several = {*self.fixed, *self.prior}, {name: count_distinct(columns[name]) for name in ("N", "D")}
+        terms = {"N": ("A", "alpha"), "D": ("B", "beta")}
+        for name, other in (("N", "D"), ("D", "N")):
+            known = sum(letter in borrowed for letter in terms[name])
+            rest = {"E"} if several[other] > 1 else {"E", *terms[other]}  # one D: its term is a part of the constant
+            known += rest <= borrowed
+            least = max(3 - known, 1)
+            least = least if self.objective != "bayes" else min(least, 2)
+            if several[name] < least:
+                scale, exponent = terms[name]
+                one = f" (E + {scale}/{name}^{exponent} is one number there)" if several[name] == 1 else ""
                 raise FitError(
-                    f"{self.equation} needs at least {least} distinct {name}, the table has {found}. Train more sizes "
-                    f"and horizons, fit a PowerLaw in the variable that changes, or borrow: "
-                    f"fixed={{{exponent!r}: …}} from another family."
+                    f"{self.equation} needs at least {least} distinct {name}, the table has {several[name]}{one}. "
+                    f"Train more sizes and horizons, fit a PowerLaw in the variable that changes, or borrow "
+                    f"{exponent} and {scale} (or E) from another family: fixed={{{exponent!r}: …, {scale!r}: …}}."
                 )
-        needed = 5 - len(self.fixed) - (2 if self.objective == "bayes" else 0)
-        if len(columns["loss"]) < max(needed, 1):
+        alike = self.fixed.get("alpha") == self.fixed.get("beta") is not None and not borrowed & {"A", "B"}
+        if alike and count_distinct(columns["D"] / columns["N"]) < 2:
             raise FitError(
-                f"{self.equation} has {5 - len(self.fixed)} free parameters and the table {len(columns['loss'])} rows. "
-                f"Add runs."
+                "D is proportional to N in these runs and alpha = beta: A/N^alpha + B/D^beta is then one term, which "
+                "does not tell A and B apart. Train runs of another D/N, or borrow A or B too: fixed={'alpha': …, "
+                "'beta': …, 'B': …}."
+            )
+        needed = 5 - len(self.fixed) - (2 if self.objective == "bayes" else 0)
+        points = len(np.unique(np.stack([columns["N"], columns["D"]]), axis=1).T)
+        if points < max(needed, 1):
+            rows = len(columns["loss"])
+            raise FitError(
+                f"{self.equation} has {5 - len(self.fixed)} free parameters and the table {rows} rows"
+                f"{f' at {points} distinct (N, D)' if points < rows else ''}. Add runs."
             )
 
     def _problem(self, columns: Columns, weight: np.ndarray, origin: Origin) -> Problem:

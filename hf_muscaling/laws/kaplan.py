@@ -12,7 +12,7 @@ from .answers import plain, positive
 from .bootstrap import BootstrapLaw
 from .problem import CurvedProblem, Problem
 from .regression import Origin, Pin
-from .selection import Columns
+from .selection import Columns, count_distinct
 
 STEEPEST, FLATTEST = 4.0, 1e-3
 GRID_N = np.exp(np.linspace(np.log(0.02), np.log(1.5), 14))
@@ -70,15 +70,25 @@ class KaplanLaw(BootstrapLaw):
     # -- inside --------------------------------------------------------------------------------------------------------
 
     def _check_columns(self, columns: Columns) -> None:
-        for name in ("N", "D"):
-            if len(np.unique(columns[name])) < 2 and f"alpha_{name}" not in self.fixed:
+        """With alpha_N (alpha_D) known, one N (D) is enough: the law's shape along the other variable tells the term's
+        size. A single point tells one letter of the four.
+        """
+        several = {name: count_distinct(columns[name]) for name in ("N", "D")}
+        for name, found in several.items():
+            if found < 2 and f"alpha_{name}" not in self.fixed:
                 raise FitError(
                     f"{self.equation} needs at least 2 distinct {name}, the table has 1. Train more sizes and "
-                    f"horizons, or borrow: fixed={{'alpha_{name}': …}} from another family."
+                    f"horizons, or borrow from another family: fixed={{'alpha_{name}': …, '{name}_c': …}}."
                 )
         free = len(self.parameters) - len(self.fixed)
-        if len(columns["loss"]) < free:
-            raise FitError(f"{self.equation} has {free} free parameters and {len(columns['loss'])} rows. Add runs.")
+        points = len(np.unique(np.stack([columns["N"], columns["D"]]), axis=1).T)
+        points = 1 if max(several.values()) < 2 else points
+        if points < free:
+            rows = len(columns["loss"])
+            raise FitError(
+                f"{self.equation} has {free} free parameters and {rows} rows"
+                f"{f' at {points} distinct (N, D)' if points < rows else ''}. Add runs."
+            )
 
     def _problem(self, columns: Columns, weight: np.ndarray, origin: Origin) -> Problem:
         """theta = (alpha_N·log(N_c/N_0), alpha_N, log(D_c/D_0), alpha_D), N_0 and D_0 the origin."""

@@ -13,7 +13,7 @@ from .bootstrap import BootstrapLaw
 from .kaplan import positive_solution
 from .problem import CurvedProblem, Problem
 from .regression import Origin, Pin, RegressionLaw
-from .selection import WINDOW, Columns
+from .selection import WINDOW, Columns, count_distinct
 
 STEEPEST, FLATTEST = 4.0, 1e-3
 GRID = np.exp(np.linspace(np.log(0.03), np.log(1.5), 10))
@@ -113,15 +113,25 @@ class KaplanStepLaw(StepAnswers, BootstrapLaw):
     # -- inside --------------------------------------------------------------------------------------------------------
 
     def _check_columns(self, columns: Columns) -> None:
+        """One N (S) shows one number, its term and E together: with E in the law, both exponent and scale must come
+        from elsewhere.
+        """
+        open_floor = self.irreducible is True and "E" not in self.fixed
         for name in ("N", "S"):
-            if len(np.unique(columns[name])) < 2 and f"alpha_{name}" not in self.fixed:
+            borrowed = [f"alpha_{name}", *([f"{name}_c"] if open_floor else [])]
+            if count_distinct(columns[name]) < 2 and not set(borrowed) <= set(self.fixed):
                 raise FitError(
                     f"KaplanStepLaw needs at least 2 distinct {name}, the table has 1. Add sizes and checkpoints, or "
-                    f"borrow: fixed={{'alpha_{name}': …}} from another family."
+                    f"borrow from another family: fixed={{'alpha_{name}': …, '{name}_c': …}}."
                 )
-        free = 6 - len(self.fixed) - (2 if self.objective == "bayes" else 0)
-        if len(columns["loss"]) < free:
-            raise FitError(f"KaplanStepLaw has {free} free parameters and {len(columns['loss'])} rows. Add rows.")
+        free = 6 - len(self.fixed.keys() - {"E"}) - (2 if self.objective == "bayes" else 0)
+        points = len(np.unique(np.stack([columns[name] for name in ("N", "S", "B")]), axis=1).T)
+        if points < free:
+            rows = len(columns["loss"])
+            raise FitError(
+                f"KaplanStepLaw has {free} free parameters and {rows} rows"
+                f"{f' at {points} distinct (N, S, B)' if points < rows else ''}. Add rows."
+            )
 
     def _problem(self, columns: Columns, weight: np.ndarray, origin: Origin) -> Problem:
         """theta = (alpha_N·log(N_c/N_0), alpha_N, alpha_S·log(S_c/S_0), alpha_S, log B_crit(L_0), 1/alpha_B, log E)."""

@@ -15,6 +15,7 @@ from ..errors import ConfigurationError
 
 WINDOW = 0.3
 ROWS = ("all", "upper_half")
+SAME = 1e-3  #: sizes or horizons this close are one: what they change is less than the noise of a run
 Columns = dict[str, np.ndarray]
 
 
@@ -35,6 +36,15 @@ def check_window(window: float, rows: str) -> None:
         )
     if rows not in ROWS:
         raise ConfigurationError(f"rows={rows!r} is not known. Choose one of: {', '.join(ROWS)}.")
+
+
+def count_distinct(values: np.ndarray) -> int:
+    """How many values there are: one if they lie within `SAME` of each other, where no run tells them apart.
+
+    >>> count_distinct(np.array([1e9, 1.0001e9, 1e9])), count_distinct(np.array([1e9, 2e9, 1e9]))
+    (1, 2)
+    """
+    return len(np.unique(values)) if values.max() > (1 + SAME) * values.min() else 1
 
 
 def run_index(columns: Columns) -> np.ndarray:

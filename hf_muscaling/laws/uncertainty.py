@@ -41,6 +41,8 @@ def flat_direction(law: BootstrapLaw) -> Flat:
     problem, origin, theta = law._fitted
     sigma = law._local.sigma
     free = (problem.high > problem.low) & (theta > problem.low + 1e-9) & (theta < problem.high - 1e-9)
+    if not free.any():  # published constants
+        return Flat(0.0, {}, {}, law.parameters[:1])
     unit = law._material(theta)
     slopes = problem.slopes(theta) * unit[:, None]
     run = run_index(law._columns)
