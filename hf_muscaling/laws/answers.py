@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from ..errors import ConfigurationError
+from .table import short
 
 if TYPE_CHECKING:
     from .base import ScalingLaw
@@ -21,10 +22,10 @@ def positive(name: str, value: Any, unit: str) -> np.ndarray:
     try:
         array = np.asarray(value)
         number = array.astype(float) if array.dtype.kind in "iufO" else None
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         number = None
     if number is None or number.size == 0 or not (np.isfinite(number) & (number > 0)).all():
-        raise ConfigurationError(f"{name}={str(value)[:40]!r} must be finite numbers > 0 ({unit}).")
+        raise ConfigurationError(f"{name}={short(value)} must be finite numbers > 0 ({unit}).")
     return number
 
 

@@ -25,10 +25,11 @@ from .interval_data import IntervalData
 from .prediction import Evaluation, Prediction
 from .selection import WINDOW, check_window, select
 from .sharing import SharedLaw
-from .table import ANY_SIGN, MEANING, _columns, read_table, run_labels
+from .table import ANY_SIGN, MEANING, _columns, read_table, run_labels, short
 
 VARIABLES = ("N", "D", "S", "B", "C", "S1", "S2")
 MANY = 4  #: rows a size from which a table without runs' names may hold curves
+OFF_LINE = 1.5  #: factor off the one D/N of all runs past which `predict` warns
 FAR = 10.0  #: times beyond the fitted range, at either end, past which `predict` warns
 
 
@@ -36,7 +37,7 @@ def check_level(level: Any) -> float:
     """A confidence level, or `ConfigurationError` unless it lies between 0 and 1."""
     number = isinstance(level, (int, float, np.number)) and not isinstance(level, bool)
     if not number or not 0 < level < 1:
-        raise ConfigurationError(f"level={level!r} must lie between 0 and 1, for example 0.9.")
+        raise ConfigurationError(f"level={short(level)} must lie between 0 and 1, for example 0.9.")
     return float(level)
 
 
@@ -151,7 +152,13 @@ class ScalingLaw(SharedLaw, ABC):
         stays open.
         """
         columns, self.selection_ = self._selected(table)
-        params, value = self._estimate(columns)
+        try:
+            params, value = self._estimate(columns)
+        except FitError as error:
+            if not self.selection_.startswith("curves"):
+                raise
+            remedy = f" window=0 keeps all of a run (window={self.window:g} here)." if "left out" in self.selection_ else ""
+            raise FitError(f"{error} The rows left are of {self.selection_.split(';')[0]}.{remedy}") from None
         self._set(columns, params, value)
         for message in self.caveats():
             warnings.warn(message, IdentificationWarning, stacklevel=2)
@@ -160,14 +167,15 @@ class ScalingLaw(SharedLaw, ABC):
     def caveats(self) -> list[str]:
         """What the runs leave open or contradict, one sentence each: what `fit` warned of and `summary` notes."""
         self._check_fitted()
-        return [*self._weaknesses(), *caveats.scatter(self), *caveats.strays(self)]
+        return [*self._weaknesses(), *caveats.one_line(self), *caveats.scatter(self), *caveats.strays(self)]
 
     def predict(self, *, level: float = 0.9, **at: Any) -> Prediction:
         """The loss of a run that was not trained, with an interval that holds it with probability `level`.
 
         Variables are keywords (`N=7e9`), scalars or arrays that broadcast. Raises `ConfigurationError` for an unknown
         or missing variable, a value that is not a positive number, or a level outside (0, 1); warns
-        `ExtrapolationWarning` past 10 times the fitted range, above its largest or below its smallest value.
+        `ExtrapolationWarning` past 10 times the fitted range, above its largest or below its smallest value, and off
+        the one D/N that all runs had.
         """
         self._check_fitted()
         level = check_level(level)
@@ -185,6 +193,7 @@ class ScalingLaw(SharedLaw, ABC):
         below = {name: self.range_[name][0] / flat[name] for name in self.range_}
         factor = np.max(list(beyond.values()), axis=0)
         self._warn_far(beyond, below)
+        self._warn_off_line(flat)
 
         def as_given(value: np.ndarray) -> float | np.ndarray:
             return float(value[0]) if shape == () else value.reshape(shape)
@@ -243,7 +252,9 @@ class ScalingLaw(SharedLaw, ABC):
     def summary(self) -> str:
         """The fit in words: equation, parameters, what was minimised, range and residuals."""
         self._check_fitted()
-        own = self.evaluate(self._columns)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", UserWarning)  # of the table: `fit` saw all of it, and said so
+            own = self.evaluate(self._columns)
         lines = [f"{type(self).__name__}: {self.equation_text}", *(f"  {k} = {v:.6g}" for k, v in self.params_.items())]
         rows = "rows" if "weight" in self._columns else "runs"
         lines += [
@@ -331,7 +342,7 @@ class ScalingLaw(SharedLaw, ABC):
         found = [(caveats.families(raw), ""), caveats.precisions(raw)]
         if "D" in self.columns.values():
             found.append(caveats.repeated_data(raw))
-        found += [caveats.magnitudes(raw, name) for name in self.columns.values() if name in ("N", "N_non_embedding")]
+        found += [caveats.magnitudes(raw, name) for name in self.columns.values() if name in ("N", "N_non_embedding", "D")]
         if len(self.columns) == 1:
             found.append(caveats.horizons(raw, *self.columns))
         for messages, _ in found:
@@ -368,12 +379,12 @@ class ScalingLaw(SharedLaw, ABC):
             try:
                 value = np.asarray(at[name])
                 number = value.astype(float) if value.dtype.kind in "iufO" else None
-            except (TypeError, ValueError):
+            except (TypeError, ValueError, OverflowError):
                 number = None
             good = number is not None and number.size and np.isfinite(number).all()
             if number is None or not good or not (name in ANY_SIGN or (number > 0).all()):
                 raise ConfigurationError(
-                    f"predict({name}=…) expects finite numbers > 0 ({self.units[name]}), found {str(at[name])[:60]!r}."
+                    f"predict({name}=…) expects finite numbers > 0 ({self.units[name]}), found {short(at[name])}."
                 )
             points[name] = number
         return points
@@ -397,3 +408,16 @@ class ScalingLaw(SharedLaw, ABC):
                     ExtrapolationWarning,
                     stacklevel=3,
                 )
+
+    def _warn_off_line(self, at: Mapping[str, np.ndarray]) -> None:
+        ratio = caveats.tokens_per_parameter(self)
+        if ratio is None:
+            return
+        off = np.exp(np.abs(np.log(at["D"] / at["N"] / ratio)).max())
+        if off > OFF_LINE:
+            warnings.warn(
+                f"D/N lies a factor of {off:.3g} off the {ratio:.3g} of every run fitted: they do not say which part of "
+                "the fall is N's and which is D's. Train a run at another D/N, or predict along this one.",
+                ExtrapolationWarning,
+                stacklevel=3,
+            )

@@ -65,6 +65,7 @@ class BootstrapLaw(RegressionLaw):
 
     def summary(self) -> str:
         """The fit in words, with the noise of one run and how far the truth leaves the law (`laws.misfit`)."""
+        self._check_fitted()
         tau = float(np.median(self._misfit.draws(np.linspace(0.005, 0.995, 100))[0]))
         return f"{super().summary()}\n  noise of one run {100 * self._local.sigma:.2g} %, misfit {100 * tau:.2g} %"
 

@@ -19,8 +19,10 @@ if TYPE_CHECKING:
 APART = 1.1  #: runs whose tokens (or sizes) differ by more than this factor are not at one horizon (of one size)
 PROPORTIONAL = 0.05  #: spread of log(D/N) below which tokens count as proportional to parameters
 GAP = 1000.0  #: no ladder of sizes skips such a factor; millions beside plain numbers do
-TINY = 2e4  #: no language model has so few parameters, but many a size in millions is such a number
+TINY = 2e4  #: no language model has so few parameters or tokens, but many a size in millions is such a number
 SCATTER = 0.1  #: typical residual above which the law does not describe the runs: 0.2 to 4.5 % in published tables
+OFF = 2.0  #: factor between a row and the law that no run of a law shows: a wrong unit or a failed run
+HIGH, TYPICAL = 1.25, 8.0  #: a loss so many times the law's, and so many typical residuals off, is a diverged run
 RISE = 3.0  #: standard errors by which residuals must rise with a variable to say that the loss does
 
 
@@ -107,10 +109,39 @@ def horizons(raw: Mapping[str, Any], variable: str) -> tuple[list[str], str]:
     ], words
 
 
+def one_line(law: ScalingLaw) -> list[str]:
+    """Runs of a law in N and D whose tokens are in proportion to their parameters: nothing tells the two apart."""
+    ratio = tokens_per_parameter(law)
+    if ratio is None:
+        return []
+    return [
+        f"D grows with N in these runs (D/N = {ratio:.3g}): a larger model and more tokens cannot be told apart, so the "
+        "law holds along this D/N, and elsewhere it says what its form and its prior do. Train a size at another D/N."
+    ]
+
+
+def tokens_per_parameter(law: ScalingLaw) -> float | None:
+    """D/N where all runs of a law in N and D have the same; None where they differ, or all runs are of one size."""
+    if not {"N", "D"} <= set(law.variables):
+        return None
+    n, d = (law._columns[law.columns[name]] for name in ("N", "D"))
+    ratio = np.log(d / n)
+    return float(np.exp(ratio.mean())) if np.ptp(ratio) < PROPORTIONAL < np.ptp(np.log(n)) else None
+
+
 def magnitudes(raw: Mapping[str, Any], column: str) -> tuple[list[str], str]:
-    """Sizes of which some look like millions or billions beside others in plain units, and the words for it."""
+    """Sizes (tokens) in millions or billions, all of them or some beside others in plain units, and the words for it."""
     values = _numbers(raw, column)
     sizes = np.unique(values[values > 0]) if values is not None else np.array([])
+    if len(sizes) and sizes[-1] < TINY:
+        what = "no run has so few tokens" if column == "D" else "no language model is so small"
+        return [
+            f"{column} runs from {sizes[0]:.4g} to {sizes[-1]:.4g}, and {what}: give {column} in plain units, not in "
+            f"millions or billions. What takes {column} in these units (predict, solve) still holds; compute, 6·N·D "
+            "FLOPs, and the compute-optimal N and D do not."
+        ], f"; {column} all below {TINY:.0e}".replace("e+0", "e")
+    if column == "D":
+        return [], ""
     steps = np.where(sizes[:-1] < TINY, sizes[1:] / sizes[:-1], 0.0)
     if not len(steps) or not steps.max() >= GAP:
         return [], ""
@@ -134,24 +165,30 @@ def scatter(law: ScalingLaw) -> list[str]:
     return [
         f"Half of the rows lie more than {100 * typical:.0f} % off the fit, where published runs lie "
         "within 5 %: do not use its predictions. Check the columns' units (all N, all D in plain numbers), what the "
-        "loss is, and that all rows are of one recipe."
+        "loss is, that all rows are of one recipe, and that none of a large run which diverged."
     ]
 
 
 def strays(law: ScalingLaw) -> list[str]:
-    """A row that is off by a factor of two or more, which no run of a law is: a wrong unit or a failed run."""
+    """A row that no run of a law is: off by a factor of `OFF`, or, in the half of larger compute, far above the law.
+
+    A run of the largest size that diverged pulls the fit towards itself, so that little of a factor of two is left;
+    small and short runs lie that far off a law which does not hold for them, and are no news.
+    """
     at = [law._columns[column] for column in law.columns.values()]
     with np.errstate(all="ignore"):
         fit = np.asarray(law.loss(*at, **law.params_), float)
-        off = np.abs(np.log(fit / law._columns["loss"]))
-    row = int(np.nanargmax(off)) if np.isfinite(off).any() else 0
-    if not off[row] > np.log(2):
+        off = np.log(law._columns["loss"] / fit)
+        size = np.sum([np.log(np.maximum(v, 1e-300)) for v in at], 0)
+    off = np.where(np.isfinite(off), off, 0.0)
+    high = (size >= np.median(size)) & (off > max(np.log(HIGH), TYPICAL * float(np.median(np.abs(off)))))
+    suspect = np.where(high | (np.abs(off) > np.log(OFF)), np.abs(off), 0.0)
+    row = int(np.argmax(suspect))
+    if not suspect[row] > 0:
         return []
     where = ", ".join(f"{name} = {v[row]:.4g}" for name, v in zip(law.variables, at, strict=True))
-    return [
-        f"The run at {where} has loss {law._columns['loss'][row]:.4g} where the law says {fit[row]:.4g}: check its "
-        "units, or drop it."
-    ]
+    check = "check its units, or drop it" if suspect[row] > np.log(OFF) else "if it diverged, drop it"
+    return [f"The run at {where} has loss {law._columns['loss'][row]:.4g} where the law says {fit[row]:.4g}: {check}."]
 
 
 def rising(law: ScalingLaw) -> list[str]:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,6 +16,7 @@ import numpy as np
 from ..errors import ConfigurationError, FitError
 from . import store
 from .regression import RegressionLaw
+from .table import short
 
 FORMAT = "hf_muscaling.families"
 FORMAT_VERSION = 1
@@ -92,7 +93,28 @@ def pooled_prior(families: Sequence[Family], *letters: str) -> dict[str, tuple[f
 
 
 def save_families(families: Sequence[Family], path: str | os.PathLike[str]) -> None:
-    """Write families as JSON, in one step."""
+    """Write families as JSON, in one step. Raises `ConfigurationError` for anything but a list of `Family`.
+
+    >>> import tempfile
+    >>> from hf_muscaling.laws import ChinchillaLaw
+    >>> n, d = np.meshgrid(np.geomspace(1e7, 1e9, 5), np.geomspace(1e9, 1e11, 5))
+    >>> runs = {"N": n.ravel(), "D": d.ravel(), "loss": (1.8 + 480 / n**0.35 + 2100 / d**0.37).ravel()}
+    >>> ours = Family.of(ChinchillaLaw().fit(runs), "ours")
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     save_families([ours], f"{folder}/families.json")
+    ...     load_families(f"{folder}/families.json") == [ours]
+    True
+    """
+    if isinstance(families, (str, Mapping)) or not isinstance(families, Iterable):
+        hint = " Pass a list of its values." if isinstance(families, Mapping) else ""
+        raise ConfigurationError(f"save_families() takes a list of Family, not {type(families).__name__!r}.{hint}")
+    families = list(families)
+    for family in families:
+        if not isinstance(family, Family):
+            raise ConfigurationError(
+                f"save_families() takes a list of Family, and found {short(family)} in it. Make one of a fitted "
+                "law with Family.of(law, name)."
+            )
     record = {
         "format": FORMAT,
         "format_version": FORMAT_VERSION,

@@ -78,16 +78,16 @@ def drift_quantiles(
     return np.exp(np.interp(u, cumulative, np.log(_TAU)))
 
 
-def mixture_interval(centre: np.ndarray, deviation: np.ndarray, level: float) -> tuple[float, float]:
-    """The central interval of an equal mixture of normal distributions N(centre_m, deviation_m²), by bisection."""
-    ends = []
-    for probability in (0.5 * (1 - level), 0.5 * (1 + level)):
-        low, high = float(np.min(centre - 12 * deviation)), float(np.max(centre + 12 * deviation))
-        for _ in range(60):
-            middle = 0.5 * (low + high)
-            if ndtr((middle - centre) / deviation).mean() < probability:
-                low = middle
-            else:
-                high = middle
-        ends.append(0.5 * (low + high))
-    return ends[0], ends[1]
+def mixture_interval(centre: np.ndarray, deviation: np.ndarray, level: float) -> tuple[Any, Any]:
+    """The central interval of an equal mixture of normal distributions N(centre_m, deviation_m²), to about 1e-12.
+
+    Of one mixture, arrays (M,), two numbers; of many, (points, M), two arrays (points,).
+
+    >>> low, high = mixture_interval(np.array([-1.0, 1.0]), np.array([0.5, 0.5]), 0.9)
+    >>> round(low, 4), round(high, 4)
+    (-1.6408, 1.6408)
+    """
+    centre, deviation = np.atleast_2d(centre), np.atleast_2d(np.broadcast_to(deviation, centre.shape))
+    tail = 0.5 * (1 - level)
+    low, high = _quantile(centre, deviation, tail), -_quantile(-centre, deviation, tail)
+    return (low, high) if len(centre) > 1 else (float(low[0]), float(high[0]))

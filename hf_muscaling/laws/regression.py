@@ -16,6 +16,7 @@ How the weights, the widths of the priors and the window of curves were chosen: 
 
 from __future__ import annotations
 
+import sys
 from abc import abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -30,6 +31,7 @@ from .fitting import OBJECTIVES, minimise, newton, way
 from .noise import FLOOR
 from .problem import DELTA, Problem, objective_value
 from .selection import WINDOW, Columns, run_index
+from .table import short
 
 ROUNDS = 30
 HELD_OUT = 0.4  #: share of the rows by which a law's form is chosen
@@ -297,17 +299,18 @@ class RegressionLaw(ScalingLaw):
     def _check_fixed(self, name: str, value: Any) -> float:
         self._known(name, "fixed")
         low, high = self.bounds.get(name, (0.0, np.inf))
-        if isinstance(value, bool) or not isinstance(value, (int, float, np.number)) or not low < float(value) < high:
-            raise ConfigurationError(f"fixed[{name!r}] = {value!r} must be a number between {low:g} and {high:g}.")
+        number = isinstance(value, (int, float, np.number)) and not isinstance(value, bool)
+        if not number or not low < value < high or abs(value) > sys.float_info.max:
+            raise ConfigurationError(f"fixed[{name!r}] = {short(value)} must be a number between {low:g} and {high:g}.")
         return float(value)
 
     def _check_prior(self, name: str, value: Any) -> tuple[float, float]:
         self._known(name, "prior")
         try:
             centre, sd = (float(v) for v in value)
-        except (TypeError, ValueError):
+        except (TypeError, ValueError, OverflowError):
             raise ConfigurationError(
-                f"prior[{name!r}] = {value!r} must be a pair (centre, standard deviation), such as (0.36, 0.06)."
+                f"prior[{name!r}] = {short(value)} must be a pair (centre, standard deviation), such as (0.36, 0.06)."
             ) from None
         if not (np.isfinite(centre) and np.isfinite(sd) and centre > 0 and sd > 0):
             raise ConfigurationError(f"prior[{name!r}] = {value!r} must be two finite numbers > 0.")

@@ -7,6 +7,7 @@ from __future__ import annotations
 import json
 import math
 import os
+import warnings
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
@@ -150,8 +151,9 @@ def _fill(law: ScalingLaw, record: Mapping[str, Any], values: dict[str, float], 
     """Rows, objective and range, each checked against the others."""
     rows = mapping(record, "rows", where)
     try:
-        columns = read_table(dict(rows), [*law.columns.values(), "loss"], ["weight", *law.labels])
-        with np.errstate(all="ignore"):
+        with warnings.catch_warnings(), np.errstate(all="ignore"):
+            warnings.simplefilter("ignore", UserWarning)  # of the table: `fit` saw all its columns, and said so
+            columns = read_table(dict(rows), [*law.columns.values(), "loss"], ["weight", *law.labels])
             score = law._score(columns, values)
     except (MuScalingError, ValueError, OverflowError, TypeError) as error:
         refuse(where, f"its rows are not a table of runs ({error})")
@@ -166,6 +168,11 @@ def _fill(law: ScalingLaw, record: Mapping[str, Any], values: dict[str, float], 
     law.selection_ = record.get("selection", f"finals: all {law.n_runs_} rows")
     if not isinstance(law.selection_, str) or len(law.selection_) > 400:
         refuse(where, "'selection' must be a short text")
+    if not isinstance(record["equation"], str) or len(record["equation"]) > 400:
+        refuse(where, f"'equation' must be a short text, found {str(record['equation'])[:40]}")
+    units = mapping(record, "units", where)
+    if not all(isinstance(value, str) and len(value) <= 400 for value in units.values()):
+        refuse(where, f"'units' must be short texts, found {str(dict(units))[:80]}")
     ends = mapping(record, "range", where)
     for name, own in law.range_.items():
         pair = ends.get(name)

@@ -75,7 +75,7 @@ def read_table(data: Any, columns: Sequence[str], optional: Sequence[str] = ()) 
     out = {
         name: _numbers(name, raw[name], labels) if name in NUMBERS else np.asarray(raw[name], object) for name in wanted
     }
-    _warn_repeated(out)
+    _warn_repeated(out, raw)
     if {"N", "D"} <= set(out) and np.any(out["D"] < out["N"] * 1e-3):
         row = int(np.argmin(out["D"] / out["N"]))
         _warn(
@@ -152,7 +152,7 @@ def _columns(data: Any) -> dict[str, Any]:
     for name, values in columns.items():
         if isinstance(values, (str, bytes)) or not hasattr(values, "__len__"):
             raise FitError(
-                f"Column {name!r} must hold one value per run, not {_short(values)}. Wrap a single run in a list."
+                f"Column {name!r} must hold one value per run, not {short(values)}. Wrap a single run in a list."
             )
     return columns
 
@@ -168,7 +168,7 @@ def _numbers(name: str, values: Any, labels: list[str] | None) -> np.ndarray:
             if isinstance(value, (bool, np.bool_, str, bytes)) or not _is_number(value):
                 raise FitError(
                     f"Column {name!r}, {_row(row, labels)}: expected a number ({MEANING[name]}), found "
-                    f"{_short(value)}. "
+                    f"{short(value)}. "
                     "Convert the column, or drop rows of runs that have no value."
                 )
         array = np.array([float(value) for value in values])
@@ -203,8 +203,12 @@ def _row(row: int, labels: list[str] | None) -> str:
     return f"row {row}" + (f" (run {labels[row]!r})" if labels else "")
 
 
-def _short(value: Any) -> str:
-    text = repr(value)
+def short(value: Any) -> str:
+    """A value as an error shows it."""
+    try:
+        text = repr(value)
+    except ValueError:  # Python writes no integer of thousands of digits
+        return "a number too large"
     return text if len(text) <= 40 else text[:37] + "..."
 
 
@@ -217,19 +221,38 @@ def _missing(name: str, present: list[str]) -> str:
     return f"The table has no column {name!r}; its columns are: {shown}. {remedy}"
 
 
-def _warn_repeated(columns: dict[str, np.ndarray]) -> None:
-    """Two identical rows are more often a copy than a coincidence; they would count as two runs."""
+def _warn_repeated(columns: dict[str, np.ndarray], raw: Mapping[str, Any]) -> None:
+    """Two identical rows are more often a copy than a coincidence; they would count as two runs.
+
+    Rows that differ in any column of `raw` with a known name, whether or not the law uses it, are no copies.
+    """
     loss = columns.get("loss")
     if loss is not None and len(np.unique(loss)) == len(loss):
         return
-    keys = [c.astype(str) if c.dtype == object else c for c in columns.values()]
-    _, counts = np.unique(np.rec.fromarrays(keys), return_counts=True)
-    if (counts > 1).any():
+    same, copies = _repeated(columns)
+    if not copies:
+        return
+    known = dict.fromkeys(name for name in (*NUMBERS, *LABELS) if name in raw and len(raw[name]) == len(same))
+    others = [name for name in known if name not in columns]
+    if others:
+        rows = np.flatnonzero(np.bincount(same)[same] > 1)
+        part = {name: values[rows] for name, values in columns.items()}
+        for name in others:
+            values = raw[name] if isinstance(raw[name], np.ndarray) else list(raw[name])
+            part[name] = np.array([str(values[row]) for row in rows])
+        copies = _repeated(part)[1]
+    if copies:
         _warn(
-            f"{int((counts - 1).sum())} rows repeat another row exactly (same {', '.join(columns)}): if they are "
-            f"copies and not separate runs, "
-            "drop them, or the interval will be too narrow."
+            f"{copies} rows repeat another row exactly (same {', '.join([*columns, *others])}): if they are copies and "
+            "not separate runs, drop them; copies count as if they were independent."
         )
+
+
+def _repeated(columns: dict[str, np.ndarray]) -> tuple[np.ndarray, int]:
+    """Which rows are equal (n,), and how many repeat an earlier one."""
+    keys = [c.astype(str) if c.dtype == object else c for c in columns.values()]
+    _, same, counts = np.unique(np.rec.fromarrays(keys), return_inverse=True, return_counts=True)
+    return same.ravel(), int((counts - 1).sum())
 
 
 def _warn(message: str) -> None:
