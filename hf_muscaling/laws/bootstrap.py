@@ -27,7 +27,7 @@ from .base import check_level
 from .caveats import rising
 from .fitting import resampled
 from .interval_data import IntervalData, Neighbourhood
-from .intervals import mixture_interval
+from .intervals import mixture_intervals
 from .misfit import Misfit
 from .noise import covariance, influence, run_noise
 from .regression import Origin, RegressionLaw
@@ -237,22 +237,22 @@ class BootstrapLaw(RegressionLaw):
         return self._problem(points | {"loss": one}, one, self._local.origin).slopes(self._local.theta)
 
     def _interval(self, at: dict[str, np.ndarray], level: float) -> tuple[np.ndarray, np.ndarray]:
-        draws = self._draws
-        points = {column: at[name] for name, column in self.columns.items()}
-        slopes = self._slopes_at(points)
-        expected = np.sqrt(np.maximum(np.einsum("pn,pq,qn->n", slopes, self._local.covariance, slopes), 0.0))
-        miss = self._misfit.spread(self._logs(points), slopes)
-        ends = []
-        for i in range(miss.shape[1]):
-            here = [v[i] for v in points.values()]
-            centre, own = np.log(self.loss(*here, **draws["params"])), float(np.log(self.loss(*here, **self.params_)))
-            scatter = float(centre.std())
-            if scatter > 0:
-                centre = own + np.clip(expected[i] / scatter, 1.0, WIDEST) * (centre - own)
-            variance = draws["sigma"] ** 2 + draws["tau"] ** 2 * miss[draws["length"], i]
-            ends.append(mixture_interval(centre, np.sqrt(variance), level))
-        low, high = np.exp(np.array(ends)).T
-        return low, high
+        draws, columns = self._draws, {column: at[name] for name, column in self.columns.items()}
+
+        def mixture(rows: slice) -> tuple[np.ndarray, np.ndarray]:
+            points = {name: v[rows] for name, v in columns.items()}
+            slopes = self._slopes_at(points)
+            expected = np.sqrt(np.maximum(np.einsum("pn,pq,qn->n", slopes, self._local.covariance, slopes), 0.0))
+            miss = self._misfit.spread(self._logs(points), slopes)
+            here = [v[:, None] for v in points.values()]
+            centre, own = np.log(self.loss(*here, **draws["params"])), np.log(self.loss(*here, **self.params_))
+            scatter = centre.std(1)
+            wider = np.clip(expected / np.where(scatter > 0, scatter, 1.0), 1.0, WIDEST)
+            centre = own + wider[:, None] * (centre - own)
+            return centre, np.sqrt(draws["sigma"] ** 2 + draws["tau"] ** 2 * miss[draws["length"]].T)
+
+        low, high = mixture_intervals(mixture, len(next(iter(at.values()))), DRAWS, level)
+        return np.exp(low), np.exp(high)
 
     def interval_data(self) -> IntervalData:
         """Refitted parameters, their widening, noise and misfit: see `IntervalData`."""

@@ -11,7 +11,7 @@ from ..errors import ConfigurationError, FitError
 from .base import ScalingLaw, check_level
 from .fitting import OBJECTIVES
 from .interval_data import IntervalData
-from .intervals import DRIFT_POWER, drift_quantiles, mixture_interval, rolling_origin
+from .intervals import DRIFT_POWER, drift_quantiles, mixture_intervals, rolling_origin
 from .posterior import QUIET, Groups, Posterior
 from .power_fit import fit_power
 from .problem import objective_value
@@ -183,19 +183,19 @@ class PowerLaw(ScalingLaw):
         return draws | {"tau": drift_quantiles(rolling_origin(groups.x, score, first), turn)}
 
     def _interval(self, at: dict[str, np.ndarray], level: float) -> tuple[np.ndarray, np.ndarray]:
-        draws, posterior = self._draws, self._posterior
-        smallest, largest = posterior.groups.x[[0, -1]]
-        ends = []
-        for x in at[self.variable]:
+        draws, sizes = self._draws, at[self.variable]
+        smallest, largest = self._posterior.groups.x[[0, -1]]
+
+        def mixture(rows: slice) -> tuple[np.ndarray, np.ndarray]:
+            x = sizes[rows, None]
             inside = np.log(largest / x)
-            outside = max(np.log(x / largest), np.log(smallest / x), 0.0)
-            centre = np.log(np.maximum(self._curves(x), 1e-300))
-            variance = draws["sigma"] ** 2 * (1 + draws["rho"] * inside**2) + draws["tau"] ** 2 * outside ** (
-                2 * DRIFT_POWER
-            )
-            ends.append(mixture_interval(centre, np.sqrt(variance), level))
-        low, high = np.exp(np.array(ends)).T
-        return low, high
+            outside = np.maximum(np.maximum(-inside, np.log(smallest / x)), 0.0)
+            variance = draws["sigma"] ** 2 * (1 + draws["rho"] * inside**2)
+            variance += draws["tau"] ** 2 * outside ** (2 * DRIFT_POWER)
+            return np.log(np.maximum(self._curves(x), 1e-300)), np.sqrt(variance)
+
+        low, high = mixture_intervals(mixture, len(sizes), DRAWS, level)
+        return np.exp(low), np.exp(high)
 
     def interval_data(self) -> IntervalData:
         """Posterior draws of the parameters (`a` for x as it is), noise and drift: see `IntervalData`."""
@@ -208,8 +208,8 @@ class PowerLaw(ScalingLaw):
             {self.variable: (float(smallest), float(largest))}, draws["rho"],
         )  # fmt: skip
 
-    def _curves(self, x: float) -> np.ndarray:
-        """The loss at x under every posterior draw."""
+    def _curves(self, x: Any) -> np.ndarray:
+        """The loss at x, one or (n, 1), under every posterior draw."""
         d = self._draws
         return d["a"] * np.exp(d["b"] * np.log(x / self._posterior.scale)) + d["c"]
 
