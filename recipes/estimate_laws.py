@@ -41,7 +41,7 @@ def main() -> None:
     from tqdm.auto import tqdm
 
     from hf_muscaling import extrapolation_grid
-    from hf_muscaling.commands.law_flags import make_law, read
+    from hf_muscaling.commands.law_flags import as_notes, make_law, read
     from hf_muscaling.laws.grid import PERCENTAGES
     from hf_muscaling.plotting import save_figure
     from hf_muscaling.runs import write_json
@@ -57,7 +57,7 @@ def main() -> None:
     for family in table.families() or [None]:
         part = table if family is None else table.take(table["family"] == family)
         pace = 0.5 if sys.stderr.isatty() else 10.0
-        with tqdm(desc=family or "laws", unit="law", mininterval=pace, dynamic_ncols=True) as bar:
+        with as_notes(), tqdm(desc=family or "laws", unit="law", mininterval=pace, dynamic_ncols=True) as bar:
 
             def advance(done: int, whole: int, bar: tqdm = bar) -> None:
                 bar.total = whole

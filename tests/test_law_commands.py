@@ -3,6 +3,7 @@
 import json
 import re
 import runpy
+import subprocess
 import sys
 from pathlib import Path
 
@@ -68,6 +69,12 @@ def test_several_predictions_short_numbers_and_level(curves, capsys):
     assert main(words) == 0
     out = capsys.readouterr().out
     assert "N = 2e+09" in out and "N = 4e+09" in out and out.count("50 % interval") == 2
+
+
+@pytest.mark.parametrize("level", ["90", "0", "1"])
+def test_an_impossible_level_is_refused_without_a_prediction_too(curves, capsys, level):
+    assert main(["fit", curves, "--level", level]) == 2
+    assert "must lie between 0 and 1" in capsys.readouterr().err
 
 
 def test_a_far_prediction_warns_in_one_line(curves, capsys):
@@ -203,6 +210,17 @@ def test_the_recipe_reads_a_table(curves, tmp_path, monkeypatch, capsys):
     assert run_recipe(monkeypatch, *words, "--processes", 1) == 0
     assert "3 laws fitted" in capsys.readouterr().out
     assert run_recipe(monkeypatch, tmp_path / "missing.csv") == 2
+
+
+def test_the_recipe_says_once_what_is_wrong_with_a_table(tmp_path):
+    """In a process of its own with two workers, as a user runs it: no line of the library's code, no sentence twice."""
+    rows = [(f"r{n:g}", n, d, loss_at(n, d)) for n in np.geomspace(1e7, 1e9, 5) for d in np.linspace(1e9, 2e10, 8)]
+    table = write(tmp_path / "runs.csv", "run_id,N,D,loss", [*rows, rows[-1]])
+    words = [table, "--output_dir", str(tmp_path / "out"), "--windows", "0", "0.3", "--seen", "0.5", "1"]
+    done = subprocess.run([sys.executable, RECIPE, *words, "--processes", "2"], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert done.stderr.count("rows repeat another row exactly") == 1 and "UserWarning" not in done.stderr
+    assert "note: 1 rows repeat" in done.stderr
 
 
 @pytest.fixture

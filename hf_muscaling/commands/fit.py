@@ -17,6 +17,7 @@ from hf_muscaling.laws import (
     cosine_schedule,
     wsd_schedule,
 )
+from hf_muscaling.laws.base import check_level
 
 from .downstream import fit_downstream
 from .law_flags import (
@@ -80,6 +81,7 @@ def run(arguments: Sequence[str]) -> None:
     add("--gamma", type=float, help="exponent of the horizon, if it shall not be estimated")
     add("--delta", type=float, help="exponent of the batch size likewise; 0.5 is the square-root rule for Adam")
     args = parser.parse_args(list(arguments))
+    check_level(args.level)
     known = _OWN_FLAGS.get(args.law, ("objective", "window"))
     for flag in ("objective", "window", *(flag for own in _OWN_FLAGS.values() for flag in own)):
         if flag not in known and getattr(args, flag) is not None:

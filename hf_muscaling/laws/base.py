@@ -29,8 +29,6 @@ from .table import ANY_SIGN, MEANING, _columns, read_table, run_labels, short
 
 VARIABLES = ("N", "D", "S", "B", "C", "S1", "S2")
 MANY = 4  #: rows a size from which a table without runs' names may hold curves
-OFF_LINE = 1.5  #: factor off the one D/N of all runs past which `predict` warns
-FAR = 10.0  #: times beyond the fitted range, at either end, past which `predict` warns
 
 
 def check_level(level: Any) -> float:
@@ -157,7 +155,9 @@ class ScalingLaw(SharedLaw, ABC):
         except FitError as error:
             if not self.selection_.startswith("curves"):
                 raise
-            remedy = f" window=0 keeps all of a run (window={self.window:g} here)." if "left out" in self.selection_ else ""
+            remedy = (
+                f" window=0 keeps all of a run (window={self.window:g} here)." if "left out" in self.selection_ else ""
+            )
             raise FitError(f"{error} The rows left are of {self.selection_.split(';')[0]}.{remedy}") from None
         self._set(columns, params, value)
         for message in self.caveats():
@@ -192,8 +192,8 @@ class ScalingLaw(SharedLaw, ABC):
         beyond = {name: flat[name] / self.range_[name][1] for name in self.range_}
         below = {name: self.range_[name][0] / flat[name] for name in self.range_}
         factor = np.max(list(beyond.values()), axis=0)
-        self._warn_far(beyond, below)
-        self._warn_off_line(flat)
+        for message in [*caveats.far(self, beyond, below), *caveats.off_line(self, flat)]:
+            warnings.warn(message, ExtrapolationWarning, stacklevel=2)
 
         def as_given(value: np.ndarray) -> float | np.ndarray:
             return float(value[0]) if shape == () else value.reshape(shape)
@@ -342,7 +342,9 @@ class ScalingLaw(SharedLaw, ABC):
         found = [(caveats.families(raw), ""), caveats.precisions(raw)]
         if "D" in self.columns.values():
             found.append(caveats.repeated_data(raw))
-        found += [caveats.magnitudes(raw, name) for name in self.columns.values() if name in ("N", "N_non_embedding", "D")]
+        found += [
+            caveats.magnitudes(raw, name) for name in self.columns.values() if name in ("N", "N_non_embedding", "D")
+        ]
         if len(self.columns) == 1:
             found.append(caveats.horizons(raw, *self.columns))
         for messages, _ in found:
@@ -388,36 +390,3 @@ class ScalingLaw(SharedLaw, ABC):
                 )
             points[name] = number
         return points
-
-    def _warn_far(self, beyond: Mapping[str, np.ndarray], below: Mapping[str, np.ndarray]) -> None:
-        for name, (smallest, largest) in self.range_.items():
-            over, under = float(beyond[name].max()), float(below[name].max())
-            if over > FAR:
-                warnings.warn(
-                    f"{name} lies {over:.3g} times beyond the largest fitted {name} ({largest:.4g}): at this distance "
-                    "the law's form matters more than its fit. Train a proxy closer to the target, or trust the "
-                    "interval and not the point.",
-                    ExtrapolationWarning,
-                    stacklevel=3,
-                )
-            if under > FAR:
-                warnings.warn(
-                    f"{name} lies {under:.3g} times below the smallest fitted {name} ({smallest:.4g}): power laws bend "
-                    "at small sizes and short runs, where the fit has no runs. Train a run there, or trust the "
-                    "interval and not the point.",
-                    ExtrapolationWarning,
-                    stacklevel=3,
-                )
-
-    def _warn_off_line(self, at: Mapping[str, np.ndarray]) -> None:
-        ratio = caveats.tokens_per_parameter(self)
-        if ratio is None:
-            return
-        off = np.exp(np.abs(np.log(at["D"] / at["N"] / ratio)).max())
-        if off > OFF_LINE:
-            warnings.warn(
-                f"D/N lies a factor of {off:.3g} off the {ratio:.3g} of every run fitted: they do not say which part of "
-                "the fall is N's and which is D's. Train a run at another D/N, or predict along this one.",
-                ExtrapolationWarning,
-                stacklevel=3,
-            )

@@ -21,6 +21,8 @@ PROPORTIONAL = 0.05  #: spread of log(D/N) below which tokens count as proportio
 GAP = 1000.0  #: no ladder of sizes skips such a factor; millions beside plain numbers do
 TINY = 2e4  #: no language model has so few parameters or tokens, but many a size in millions is such a number
 SCATTER = 0.1  #: typical residual above which the law does not describe the runs: 0.2 to 4.5 % in published tables
+FAR = 10.0  #: times beyond the fitted range, at either end, past which `predict` warns
+OFF_LINE = 1.5  #: factor off the one D/N of all runs past which `predict` warns
 OFF = 2.0  #: factor between a row and the law that no run of a law shows: a wrong unit or a failed run
 HIGH, TYPICAL = 1.25, 8.0  #: a loss so many times the law's, and so many typical residuals off, is a diverged run
 RISE = 3.0  #: standard errors by which residuals must rise with a variable to say that the loss does
@@ -115,8 +117,23 @@ def one_line(law: ScalingLaw) -> list[str]:
     if ratio is None:
         return []
     return [
-        f"D grows with N in these runs (D/N = {ratio:.3g}): a larger model and more tokens cannot be told apart, so the "
-        "law holds along this D/N, and elsewhere it says what its form and its prior do. Train a size at another D/N."
+        f"D grows with N in these runs (D/N = {ratio:.3g}): a larger model and more tokens cannot be told apart, so "
+        "the law holds along this D/N, and elsewhere it says what its form and its prior do. Train a size at another "
+        "D/N."
+    ]
+
+
+def off_line(law: ScalingLaw, at: Mapping[str, np.ndarray]) -> list[str]:
+    """A prediction at another D/N than the one that all runs had."""
+    ratio = tokens_per_parameter(law)
+    if ratio is None:
+        return []
+    off = float(np.exp(np.abs(np.log(at["D"] / at["N"] / ratio)).max()))
+    if not off > OFF_LINE:
+        return []
+    return [
+        f"D/N lies a factor of {off:.3g} off the {ratio:.3g} of every run fitted: they do not say which part of the "
+        "fall is N's and which is D's. Train a run at another D/N, or predict along this one."
     ]
 
 
@@ -130,7 +147,7 @@ def tokens_per_parameter(law: ScalingLaw) -> float | None:
 
 
 def magnitudes(raw: Mapping[str, Any], column: str) -> tuple[list[str], str]:
-    """Sizes (tokens) in millions or billions, all of them or some beside others in plain units, and the words for it."""
+    """Sizes or tokens in millions or billions, all of them or some beside plain ones, and the words for it."""
     values = _numbers(raw, column)
     sizes = np.unique(values[values > 0]) if values is not None else np.array([])
     if len(sizes) and sizes[-1] < TINY:
@@ -224,6 +241,26 @@ def rising(law: ScalingLaw) -> list[str]:
                 f"{name}, the other variables equal) and this law can only fall: it gives {name} no effect, and says "
                 f"nothing about larger {name}. Check for runs that diverged, a learning rate that does not transfer, "
                 "or swapped columns."
+            )
+    return found
+
+
+def far(law: ScalingLaw, beyond: Mapping[str, np.ndarray], below: Mapping[str, np.ndarray]) -> list[str]:
+    """Predictions far outside the fitted range: by how many times, for each variable."""
+    found = []
+    for name, (smallest, largest) in law.range_.items():
+        over, under = float(beyond[name].max()), float(below[name].max())
+        if over > FAR:
+            found.append(
+                f"{name} lies {over:.3g} times beyond the largest fitted {name} ({largest:.4g}): at this distance "
+                "the law's form matters more than its fit. Train a proxy closer to the target, or trust the "
+                "interval and not the point."
+            )
+        if under > FAR:
+            found.append(
+                f"{name} lies {under:.3g} times below the smallest fitted {name} ({smallest:.4g}): power laws bend "
+                "at small sizes and short runs, where the fit has no runs. Train a run there, or trust the "
+                "interval and not the point."
             )
     return found
 

@@ -38,8 +38,8 @@ class ChinchillaLaw(BootstrapLaw):
     synthetic laws, 90 % at the origins and 91 % of each of the three largest sizes (mean of nine sets).
 
     Source: Hoffmann et al. 2022, Approach 3; Besiroglu et al. 2024 for the replication. Raises `FitError` for a table
-    with fewer than 5 rows, or fewer than 3 distinct N or D. A table with one N needs two of E, A and alpha in `fixed` or
-    `prior`, one with one D two of E, B and beta.
+    with fewer than 5 rows, or fewer than 3 distinct N or D. A table with one N needs two of E, A and alpha in `fixed`
+    or `prior`, one with one D two of E, B and beta.
 
     >>> n, d = np.meshgrid(np.geomspace(1e7, 1e9, 5), np.geomspace(1e9, 1e11, 5))
     >>> runs = {"N": n.ravel(), "D": d.ravel(), "loss": (1.8 + 480 / n**0.35 + 2100 / d**0.37).ravel()}

@@ -22,8 +22,9 @@ import numpy as np
 
 from ..errors import ConfigurationError
 from .answers import positive
-from .base import FAR, ExtrapolationWarning, check_level
+from .base import ExtrapolationWarning, check_level
 from .bootstrap import WIDEST
+from .caveats import FAR
 from .selection import run_index
 
 if TYPE_CHECKING:

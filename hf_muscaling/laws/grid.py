@@ -15,6 +15,7 @@ import numpy as np
 from ..errors import ConfigurationError, FitError
 from .base import ScalingLaw
 from .evaluation import evaluate_extrapolation, evaluate_together, prototype
+from .hold_out import OrderedRuns
 from .selection import run_index
 from .table import _columns, run_labels
 from .together import batched
@@ -103,6 +104,7 @@ def extrapolation_grid(
     raw = {name: np.asarray(values) for name, values in _columns(table).items()}
     if checkpoints is not None:
         raw = thin(raw, checkpoints)
+    _warn_once(raw, laws)
     if models is None:
         whole = _whole(raw, laws, target)
         models = tuple(range(3, whole + 1))
@@ -163,8 +165,28 @@ def _share(raw: dict[str, np.ndarray]) -> None:
     _TABLE.update(raw)
 
 
+def _warn_once(raw: dict[str, np.ndarray], laws: Mapping[str, ScalingLaw]) -> None:
+    """What reading the table for these laws warns of, each sentence once and not from every process and cell."""
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        for law in laws.values():
+            try:
+                OrderedRuns.of(raw, law)
+            except FitError:  # `extrapolation_grid` raises it if no law can be fitted
+                continue
+            law._warn_of_table(raw)
+    for message in dict.fromkeys(str(w.message) for w in caught):
+        warnings.warn(message, UserWarning, stacklevel=3)
+
+
 def _cells(task: _Task) -> list[float]:
-    law, target, settings = task
+    """The ARE of some cells; what there is to say of the table, `_warn_once` has said."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)
+        return _errors(*task)
+
+
+def _errors(law: ScalingLaw, target: Any, settings: Sequence[tuple[float, float, int]]) -> list[float]:
     if batched(law) and target != "rolling":
         return evaluate_together(_TABLE, law, target, settings)
     found = []

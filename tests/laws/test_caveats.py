@@ -6,7 +6,7 @@ import warnings
 import numpy as np
 import pytest
 
-from hf_muscaling.errors import ConfigurationError, RecordError
+from hf_muscaling.errors import ConfigurationError, FitError, RecordError
 from hf_muscaling.laws import (
     ChinchillaLaw,
     ExtrapolationWarning,
@@ -253,3 +253,121 @@ def test_a_size_that_has_no_effect_divides_by_nothing():
         warnings.simplefilter("error", RuntimeWarning)
         found = KaplanStepLaw.loss(1e6, 1e3, 1e5, 0.0, 0.1, 3e3, 0.6, 2e8, 0.21, 1.5)
     assert np.isfinite(found)
+
+
+class TestDivergedRun:
+    """A run of the largest size at twice the law's loss pulls the fit, so that it stays within a factor of two."""
+
+    def table(self, sizes, horizons, factor=2.0, noise=0.003, seed=0):
+        n, d = (v.ravel() for v in np.meshgrid(np.geomspace(5e7, 3e9, sizes), np.geomspace(1e9, 6e10, horizons)))
+        loss = 1.8 + 480 / n**0.35 + 2100 / d**0.37
+        loss = loss * np.exp(noise * np.random.default_rng(seed).standard_t(3, size=len(n)))
+        loss[np.argmax(n * d)] *= factor
+        return {"N": n, "D": d, "loss": loss}
+
+    @pytest.mark.parametrize("law", [ChinchillaLaw, KaplanLaw])
+    @pytest.mark.parametrize("objective", ["bayes", "huber"])
+    @pytest.mark.parametrize("sizes, horizons", [(5, 4), (7, 6)])
+    def test_is_named(self, law, objective, sizes, horizons):
+        fitted = law(objective)
+        said = messages(fitted, self.table(sizes, horizons))
+        assert any("The run at N = 3e+09, D = 6e+10 has loss 4." in m for m in said)
+        if (sizes, objective) == (5, "bayes"):  # the fit is pulled to less than a factor of two
+            assert fitted.loss(3e9, 6e10, **fitted.params_) > 2.26 and any("if it diverged" in m for m in said)
+
+    def test_heavy_tails_are_none(self):
+        for seed in range(5):
+            table = self.table(5, 4, factor=1.0, noise=0.01, seed=seed)
+            assert not [m for m in messages(ChinchillaLaw(), table) if "The run at" in m]
+
+    def test_nor_is_a_short_run_that_the_law_does_not_hold_for(self):
+        table = self.table(5, 4, factor=1.0)
+        table["loss"][0] *= 1.6
+        assert not [m for m in messages(ChinchillaLaw(), table) if "The run at" in m]
+        table["loss"][0] *= 1.6
+        assert [m for m in messages(ChinchillaLaw(), table) if "The run at N = 5e+07, D = 1e+09" in m]
+
+
+class TestUnits:
+    n, d = (v.ravel() for v in np.meshgrid([125.0, 350, 1300, 6700, 13000], [2.0, 10, 50, 260]))
+
+    def test_a_whole_table_in_millions_and_billions(self):
+        law = ChinchillaLaw()
+        table = {"N": self.n, "D": self.d, "loss": 1.8 + 480 / (self.n * 1e6) ** 0.35 + 2100 / (self.d * 1e9) ** 0.37}
+        said = messages(law, table)
+        assert any(m.startswith("N runs from 125 to 1.3e+04, and no language model is so small") for m in said)
+        assert any(m.startswith("D runs from 2 to 260, and no run has so few tokens") for m in said)
+        assert "; N all below 2e4; D all below 2e4" in law.selection_
+
+    def test_one_column_of_them(self):
+        table = {"N": self.n * 1e6, "loss": 1.8 + 480 / (self.n * 1e6) ** 0.35 + 2100 / (self.d * 1e9) ** 0.37}
+        assert [m for m in messages(ChinchillaLaw(), table | {"D": self.d}) if m.startswith("D runs from 2 to 260")]
+        assert not [m for m in messages(ChinchillaLaw(), table | {"D": self.d * 1e9}) if "plain units" in m]
+
+    def test_a_tiny_model_beside_real_ones_is_none(self):
+        n = np.array([1e4, 6e4, 1e5, 7e6])
+        assert not [m for m in messages(PowerLaw(), {"N": n, "loss": 2 + 40 * n**-0.25}) if "plain units" in m]
+
+
+class TestOneLine:
+    n = np.geomspace(1e7, 1e9, 7)
+
+    def table(self, per):
+        d = per * self.n
+        return {"N": self.n, "D": d, "loss": 1.8 + 480 / self.n**0.35 + 2100 / d**0.37}
+
+    @pytest.mark.parametrize("law", [ChinchillaLaw(), KaplanLaw()])
+    def test_tokens_in_proportion_to_size(self, law):
+        assert any("D grows with N in these runs (D/N = 20)" in m for m in messages(law, self.table(20)))
+        assert "D/N = 20" in law.summary() and "D/N = 20" in type(law).from_json(law.to_json()).summary()
+        with pytest.warns(ExtrapolationWarning, match="D/N lies a factor of 5 off the 20 of every run"):
+            law.predict(N=1e9, D=1e11)
+        with warnings.catch_warnings():
+            warnings.simplefilter("error", ExtrapolationWarning)
+            law.predict(N=[1e9, 2e9], D=[2e10, 4.4e10])
+
+    def test_other_runs_are_on_no_line(self):
+        uneven = self.table(20 * (1 + 0.1 * np.arange(7)))
+        for table in (uneven, RUNS):
+            law = ChinchillaLaw()
+            assert not [m for m in messages(law, table) if "D/N" in m]
+            with warnings.catch_warnings():
+                warnings.simplefilter("error", ExtrapolationWarning)
+                law.predict(N=1e9, D=1e11)
+
+
+def test_what_the_window_left_out_is_said():
+    rows = [{"N": n, "D": d, "loss": 1.8 + 480 / n**0.35 + 2100 / d**0.37, "run_id": f"{n:g}"}
+            for n in np.geomspace(1e7, 1e9, 5) for d in (2e8, 1e9)]  # fmt: skip
+    with pytest.raises(FitError, match="has 1 .*first 30 % of each left out, 5 of 10 rows kept.*window=0 keeps all"):
+        ChinchillaLaw().fit(rows)
+    assert ChinchillaLaw(window=0).fit(rows).n_runs_ == 10
+    with pytest.raises(FitError) as raised:
+        ChinchillaLaw().fit([row | {"run_id": f"{i}", "D": 1e9} for i, row in enumerate(rows)])
+    assert "window=0" not in str(raised.value)
+
+
+@pytest.mark.parametrize("law", [PowerLaw, ChinchillaLaw, KaplanLaw, KaplanStepLaw])
+def test_an_unfitted_law_says_so(law):
+    for use in (law().summary, law().caveats, law().to_json):
+        with pytest.raises(FitError, match="is not fitted yet"):
+            use()
+
+
+@pytest.mark.parametrize("digits", [400, 5000])  # Python writes no integer of more than 4300
+def test_numbers_that_no_float_holds(digits):
+    number = 10**digits
+    law = ChinchillaLaw().fit(RUNS)
+    for use in (
+        lambda: law.predict(N=number, D=1e9),
+        lambda: law.predict(N=[1e9, number], D=1e9),
+        lambda: law.predict(N=1e9, D=1e9, level=number),
+        lambda: law.compute_optimal(C=number),
+        lambda: law.solve("N", loss=number, D=1e9),
+        lambda: ChinchillaLaw(fixed={"A": number}),
+        lambda: ChinchillaLaw(prior={"A": (number, 1)}),
+    ):
+        with pytest.raises(ConfigurationError):
+            use()
+    with pytest.raises(FitError, match="expected a number"):
+        PowerLaw().fit({"N": [number, 1e6, 2e6], "loss": [3.0, 2.9, 2.8]})

@@ -198,3 +198,16 @@ def test_it_draws():
     laws = {"chinchilla": ChinchillaLaw("huber"), "power": PowerLaw()}
     figure = extrapolation_grid(curves(), laws, (0.0, 0.3), (0.5, 1.0), (4, 5)).plot("t")
     assert len(figure.axes) == 5  # four panels and the colour bar
+
+
+@pytest.mark.parametrize("objective", ["huber", "lad"])  # all cells at once, and one by one
+def test_what_a_table_warns_of_is_said_once(objective):
+    table = [row | {"precision": "bf16" if row["N"] > 1e8 else "fp32"} for row in curves(checkpoints=6)]
+    table.append(dict(table[-1]))
+    laws = {"chinchilla": ChinchillaLaw(objective), "kaplan": KaplanLaw(objective)}
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        extrapolation_grid(table, laws, (0.0, 0.3), (0.5, 1.0), (4, 5), checkpoints=None)
+    said = [str(w.message) for w in caught]
+    assert len(said) == 2 and "1 rows repeat" in said[0] and "mixes precisions" in said[1]
+    assert {w.filename for w in caught} == {__file__}

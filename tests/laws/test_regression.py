@@ -182,6 +182,15 @@ def test_families_are_stored_and_pooled(families, tmp_path):
     prior = pooled_prior(families, "alpha", "E")
     values = [f.params["alpha"] for f in families]
     assert prior["alpha"][0] == pytest.approx(np.mean(values)) and prior["alpha"][1] >= np.std(values, ddof=1)
+    for wrong, said in [
+        ({f.name: f for f in families}, "list of Family, not 'dict'. Pass a list of its values"),
+        (families[0], "list of Family, not 'Family'"),
+        ("families.json", "list of Family, not 'str'"),
+        ([families[0], {"name": "x"}], "found {'name': 'x'} in it.*Family.of"),
+    ]:
+        with pytest.raises(ConfigurationError, match=said):
+            save_families(wrong, tmp_path / "other.json")
+    assert not (tmp_path / "other.json").exists()
     with pytest.raises(ConfigurationError, match="gamma"):
         families[0].fixed("gamma")
     with pytest.raises(ConfigurationError, match="at least one"):

@@ -113,6 +113,28 @@ def test_repeated_rows_warn_and_seeds_do_not():
         read_table({"N": [1e6, 1e6, 2e6], "loss": [3.0, 3.01, 2.8]}, ["N", "loss"])
 
 
+def test_rows_that_differ_elsewhere_are_no_copies():
+    rows = {"N": [1e6, 1e6, 2e6, 4e6, 4e6], "loss": [3.0, 3.0, 2.8, 2.7, 2.7]}
+    other = {"D": [1e9, 2e9, 1e9, 1e9, 3e9], "seed": [0, 1, 0, 0, 1], "run_id": list("abcde"), "C": [None, 1, 1, 1, 2]}
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        for name, values in other.items():
+            read_table(rows | {name: values}, ["N", "loss"])
+    with pytest.warns(UserWarning, match=r"1 rows repeat .*\(same N, loss, D\).*copies count as if .* independent"):
+        read_table(rows | {"D": [1e9, 1e9, 1e9, 1e9, 3e9]}, ["N", "loss"])
+    with pytest.warns(UserWarning, match=r"2 rows repeat another row exactly \(same N, loss\)"):
+        read_table(rows | {"note": list("abcde")}, ["N", "loss"])  # a column of unknown meaning
+
+
+def test_a_stored_law_and_a_summary_repeat_no_warning():
+    rows = {"N": [1e6, 1e6, 2e6, 4e6, 8e6], "D": [1e9, 1.01e9, 1e9, 1e9, 1e9], "loss": [3.0, 3.0, 2.8, 2.67, 2.6]}
+    law = PowerLaw().fit(rows)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        law.summary()
+        PowerLaw.from_json(law.to_json())
+
+
 def test_mixed_units_warn():
     with pytest.warns(UserWarning, match="one token per 1000"):
         read_table({"N": [1e9], "D": [20], "loss": [3.0]}, ["N", "D", "loss"])
