@@ -95,8 +95,9 @@ class ChinchillaLaw(BootstrapLaw):
             known = sum(letter in borrowed for letter in terms[name])
             rest = {"E"} if several[other] > 1 else {"E", *terms[other]}  # one D: its term is a part of the constant
             known += rest <= borrowed
-            least = max(3 - known, 1)
-            least = least if self.objective != "bayes" else min(least, 2)
+            least = 3 if self.objective != "bayes" else 2
+            if terms[name][1] in borrowed or known > 1:
+                least = max(3 - known, 1)
             if several[name] < least:
                 scale, exponent = terms[name]
                 one = f" (E + {scale}/{name}^{exponent} is one number there)" if several[name] == 1 else ""
