@@ -205,6 +205,8 @@ def strays(law: ScalingLaw) -> list[str]:
         return []
     where = ", ".join(f"{name} = {v[row]:.4g}" for name, v in zip(law.variables, at, strict=True))
     check = "check its units, or drop it" if suspect[row] > np.log(OFF) else "if it diverged, drop it"
+    if len(at) == 1:  # the rest of a run is not seen
+        check += f"; runs must be alike in all but {law.variables[0]}"
     return [f"The run at {where} has loss {law._columns['loss'][row]:.4g} where the law says {fit[row]:.4g}: {check}."]
 
 

@@ -8,14 +8,14 @@ import json
 import math
 import os
 import warnings
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
 import numpy as np
 
 from ..errors import MuScalingError, RecordError
-from .table import read_table
+from .table import read_table, short
 
 if TYPE_CHECKING:
     from .base import ScalingLaw
@@ -25,6 +25,7 @@ FORMAT_VERSION = 1
 KINDS = {"hf_muscaling.learning_rate_law": "LearningRateLaw", "hf_muscaling.downstream_law": "DownstreamLaw"}
 """Formats of laws of something else than the loss, and the classes that read them."""
 MAX_BYTES = 256 * 2**20
+LONGEST = 400  #: letters of a text for people to read
 _KEYS = {
     "format",
     "format_version",
@@ -73,8 +74,10 @@ def written(record: Mapping[str, Any], path: str | os.PathLike[str] | None) -> s
     return text
 
 
-def check_format(record: Any, where: str, form: str, version: int, keys: Iterable[str]) -> None:
-    """`RecordError` unless a record is an object of that format and version with all its keys."""
+def check_format(record: Any, where: str, form: str, version: int, keys: Collection[str]) -> None:
+    """`RecordError` unless a record is an object of that format and version with all its keys, of which `equation` and
+    `units`, for people to read, are short texts.
+    """
     if not isinstance(record, Mapping):
         refuse(where, f"expected a JSON object, found {type(record).__name__}")
     if record.get("format") != form:
@@ -94,6 +97,14 @@ def check_format(record: Any, where: str, form: str, version: int, keys: Iterabl
     missing = sorted(set(keys) - set(record))
     if missing:
         refuse(where, f"it lacks {', '.join(map(repr, missing))}")
+    if "equation" in keys and not _is_text(record["equation"]):
+        refuse(where, f"'equation' must be a short text, found {short(record['equation'])}")
+    if "units" in keys and not all(map(_is_text, mapping(record, "units", where).values())):
+        refuse(where, f"'units' must be short texts, found {short(dict(record['units']))}")
+
+
+def _is_text(value: Any) -> bool:
+    return isinstance(value, str) and len(value) <= LONGEST
 
 
 def kind(record: Any) -> str:
@@ -166,13 +177,8 @@ def _fill(law: ScalingLaw, record: Mapping[str, Any], values: dict[str, float], 
         )
     law._set(columns, values, stored)
     law.selection_ = record.get("selection", f"finals: all {law.n_runs_} rows")
-    if not isinstance(law.selection_, str) or len(law.selection_) > 400:
+    if not _is_text(law.selection_):
         refuse(where, "'selection' must be a short text")
-    if not isinstance(record["equation"], str) or len(record["equation"]) > 400:
-        refuse(where, f"'equation' must be a short text, found {str(record['equation'])[:40]}")
-    units = mapping(record, "units", where)
-    if not all(isinstance(value, str) and len(value) <= 400 for value in units.values()):
-        refuse(where, f"'units' must be short texts, found {str(dict(units))[:80]}")
     ends = mapping(record, "range", where)
     for name, own in law.range_.items():
         pair = ends.get(name)

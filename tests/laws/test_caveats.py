@@ -288,6 +288,14 @@ class TestDivergedRun:
         assert [m for m in messages(ChinchillaLaw(), table) if "The run at N = 5e+07, D = 1e+09" in m]
 
 
+def test_a_law_in_one_variable_says_what_it_does_not_see():
+    n = np.geomspace(1e7, 1e9, 12)
+    loss = 1.8 + 480 / n**0.35
+    loss[8] *= 1.35
+    (said,) = [m for m in messages(PowerLaw(), {"N": n, "loss": loss}) if "The run at" in m]
+    assert "if it diverged, drop it; runs must be alike in all but N" in said
+
+
 class TestUnits:
     n, d = (v.ravel() for v in np.meshgrid([125.0, 350, 1300, 6700, 13000], [2.0, 10, 50, 260]))
 

@@ -284,6 +284,9 @@ def test_round_trip(settings, tmp_path):
 @pytest.mark.filterwarnings("ignore::UserWarning")
 def test_fuzzed_records_are_refused_cleanly():
     law = DownstreamLaw(chance=0.25, ceiling=1.0).fit(scores(np.random.default_rng(2)))
+    for key, value in (("equation", 7), ("units", "nats"), ("units", {"loss": 3})):
+        with pytest.raises(RecordError, match=f"'{key}' must be"):
+            DownstreamLaw.from_json(json.loads(law.to_json()) | {key: value})
     text, rng, refused = law.to_json(), random.Random(0), 0
     junk = [None, True, -1, 0, 1e308, 5e-324, 10**400, "", "x", [], [1], {}, float("nan"), -0.0]
     for i in range(300):

@@ -159,6 +159,9 @@ def test_json_round_trip_and_refusals(tmp_path):
     for source in (path, str(path), text, json.loads(text)):
         back = LearningRateLaw.from_json(source)
         assert back.summary() == law.summary() and back.to_json() == text
+    for key, value in (("equation", 7), ("units", "nats"), ("units", {"lr": 3})):
+        with pytest.raises(RecordError, match=f"'{key}' must be"):
+            LearningRateLaw.from_json(json.loads(text) | {key: value})
         assert back.predict(D=4e5, B=512, level=0.8) == law.predict(D=4e5, B=512, level=0.8)
     for change, said in (
         (lambda d: d["params"].update(gamma=0.9), "gamma"),
