@@ -80,6 +80,13 @@ class KaplanLaw(BootstrapLaw):
                     f"{self.equation} needs at least 2 distinct {name}, the table has 1. Train more sizes and "
                     f"horizons, or borrow from another family: fixed={{'alpha_{name}': …, '{name}_c': …}}."
                 )
+        alike = self.fixed.get("alpha_N") == self.fixed.get("alpha_D") is not None
+        if alike and not self.fixed.keys() & {"N_c", "D_c"} and count_distinct(columns["D"] / columns["N"]) < 2:
+            raise FitError(
+                "D is proportional to N in these runs and alpha_N = alpha_D: N_c/N + D_c/D is then one term, which does "
+                "not tell N_c and D_c apart. Train runs of another D/N, or borrow N_c or D_c too: fixed={'alpha_N': …, "
+                "'alpha_D': …, 'D_c': …}."
+            )
         free = len(self.parameters) - len(self.fixed)
         points = len(np.unique(np.stack([columns["N"], columns["D"]]), axis=1).T)
         points = 1 if max(several.values()) < 2 else points

@@ -70,6 +70,11 @@ def test_one_term_of_two_equal_exponents():
         ChinchillaLaw(fixed=alike).fit(runs)
     ChinchillaLaw(fixed=alike | {"B": 2100.0}).fit(runs)
     ChinchillaLaw(fixed=alike).fit(table(SIZES, HORIZONS))
+    alike = {"alpha_N": 0.09, "alpha_D": 0.09}
+    with pytest.raises(FitError, match="one term, which does not tell N_c and D_c apart"):
+        KaplanLaw(fixed=alike).fit(runs)
+    KaplanLaw(fixed=alike | {"D_c": 5.4e13}).fit(runs)
+    KaplanLaw(fixed=alike).fit(table(SIZES, HORIZONS))
 
 
 def test_runs_at_too_few_points_count_once():
