@@ -83,9 +83,9 @@ class KaplanLaw(BootstrapLaw):
         alike = self.fixed.get("alpha_N") == self.fixed.get("alpha_D") is not None
         if alike and not self.fixed.keys() & {"N_c", "D_c"} and count_distinct(columns["D"] / columns["N"]) < 2:
             raise FitError(
-                "D is proportional to N in these runs and alpha_N = alpha_D: N_c/N + D_c/D is then one term, which does "
-                "not tell N_c and D_c apart. Train runs of another D/N, or borrow N_c or D_c too: fixed={'alpha_N': …, "
-                "'alpha_D': …, 'D_c': …}."
+                "D is proportional to N in these runs and alpha_N = alpha_D: N_c/N + D_c/D is then one term, which "
+                "does not tell N_c and D_c apart. Train runs of another D/N, or borrow N_c or D_c too: "
+                "fixed={'alpha_N': …, 'alpha_D': …, 'D_c': …}."
             )
         free = len(self.parameters) - len(self.fixed)
         points = len(np.unique(np.stack([columns["N"], columns["D"]]), axis=1).T)
