@@ -161,6 +161,17 @@ class Problem:
         own = self.take(rows) if self.stacked else self
         return own._derivatives(theta, delta, own.weight if self.stacked else self.weight[rows])
 
+    def _pull(self, top: np.ndarray | None, total: np.ndarray, delta: float | None, weight: np.ndarray) -> Derivatives:
+        """The objective of L = total·exp(top) (m,), its derivative r1 in log L per row (m, n), and r2 - r1."""
+        if delta is None:
+            value, first, outer = squares(total if top is None else total * np.exp(top), self.loss, weight)
+        else:
+            residual = np.log(total)
+            residual -= self.log_measured if top is None else self.log_measured - top
+            value, first, outer = huber(residual, delta, weight)
+        outer -= first
+        return value, first, outer
+
     def _derivatives(self, theta: np.ndarray, delta: float | None, weight: np.ndarray) -> Derivatives:
         """The same for a sum of power laws.
 
@@ -169,13 +180,7 @@ class Problem:
         with the few columns x_k x_l, the same for every regression.
         """
         top, total, share = self._terms(theta)
-        if delta is None:
-            value, first, outer = squares(total if top is None else total * np.exp(top), self.loss, weight)
-        else:
-            residual = np.log(total)
-            residual -= self.log_measured if top is None else self.log_measured - top
-            value, first, outer = huber(residual, delta, weight)
-        outer -= first
+        value, first, outer = self._pull(top, total, delta, weight)
         inverse = np.divide(1.0, total, out=total)
         m, p = theta.shape
         gradient, hessian = np.empty((m, p)), np.empty((m, p, p))

@@ -13,7 +13,7 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from .problem import RATE, REACH, SCALE, CurvedProblem, Derivatives, Problem, huber, squares
+from .problem import RATE, REACH, SCALE, CurvedProblem, Derivatives, Problem
 
 
 def stack(problems: Sequence[Problem]) -> Problem:
@@ -99,13 +99,7 @@ class StackedPowers(Problem):
     def _derivatives(self, theta: np.ndarray, delta: float | None, weight: np.ndarray) -> Derivatives:
         top, terms = self._powers(theta)
         total = self._total(terms)
-        if delta is None:
-            value, first, outer = squares(total if top is None else total * np.exp(top), self.loss, weight)
-        else:
-            residual = np.log(total)
-            residual -= self.log_measured if top is None else self.log_measured - top
-            value, first, outer = huber(residual, delta, weight)
-        outer -= first
+        value, first, outer = self._pull(top, total, delta, weight)
         inverse = np.divide(1.0, total, out=total)
         shares = [term * inverse for term in terms]
         m, p = theta.shape
