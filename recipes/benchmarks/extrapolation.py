@@ -29,6 +29,7 @@ Nothing of 4 enters 2. Needs about five minutes of one core for 2, less for the 
 import argparse
 import csv
 import gzip
+import itertools
 import os
 import warnings
 from collections import defaultdict
@@ -214,22 +215,25 @@ class ExactLaw(ChinchillaLaw):
 
 def coverage(sets: list[DataSet], count: int) -> dict[str, float]:
     """Print and return the coverage of 90 % intervals, the default's and without misfit: by design on synthetic truth,
-    by set at the rolling origins.
+    by set at the rolling origins, and by how far beyond the runs a target's compute lies.
     """
     inside: dict[str, list[tuple[float, float]]] = defaultdict(list)
     widths: dict[str, list[float]] = defaultdict(list)
+    reach: dict[str, list[tuple[float, bool, bool, float]]] = defaultdict(list)
 
     def score(runs: Table, targets: Table, *names: str) -> None:
-        within = []
+        within, half = [], np.empty(0)
         for make in (ChinchillaLaw, ExactLaw):
             law = make().fit(runs)
             p = law.predict(**{name: targets[name] for name in law.variables})
             within.append((p.low <= targets["loss"]) & (targets["loss"] <= p.high))
             if make is ChinchillaLaw:
-                for name in names:
-                    widths[name].append(float(np.median((p.high - p.low) / (2 * p.loss))))
+                half = (p.high - p.low) / (2 * p.loss)
+        times = targets["N"] * targets["D"] / (runs["N"] * runs["D"]).max()
+        reach["synthetic" if names[0] == "synthetic" else "public"] += list(zip(times, *within, half, strict=True))
         for name in names:
             inside[name] += list(zip(*within, strict=True))
+            widths[name].append(float(np.median(half)))
 
     for seed in range(count):
         runs, targets, _, shape = truths.table(100_000 + seed, "chinchilla", failures=False)
@@ -248,6 +252,14 @@ def coverage(sets: list[DataSet], count: int) -> dict[str, float]:
     if public:
         share, exact = 100 * np.mean(public, 0)
         print(f"  {share:5.1f} %   {exact:5.1f} % without misfit, mean over the public sets")
+    for name, rows in reach.items():
+        times, default, exact, half = np.array(rows, float).T
+        for low, high in itertools.pairwise((0.0, 1.0, 2.0, 4.0, 8.0, 16.0)):
+            own = (times > low) & (times <= high)
+            if own.sum() >= 10:
+                print(f"  {100 * default[own].mean():5.1f} %  ± {100 * np.median(half[own]):.2f} %   "
+                      f"{100 * exact[own].mean():5.1f} %  n = {own.sum()}  {name}, {low:g} to {high:g} times the "
+                      "largest compute")  # fmt: skip
     return {name: float(share) for name, (share, _) in found.items()}
 
 
